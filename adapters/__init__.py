@@ -1,0 +1,1 @@
+"""How the world is reached: HTTP, PostgreSQL, BigQuery, keys, mail, pipelines, the command line."""

@@ -1,0 +1,1 @@
+"""How events become rows: the tables, and one pure `rows(event)` per noun."""
