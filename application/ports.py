@@ -171,3 +171,20 @@ class CredentialReader(Protocol):
 
     def credential(self, customer_id: str, provider: str, project_id: str | None) -> Mapping[str, Any] | None:
         """The newest active credential of that provider (and project, where given), or None."""
+
+
+class Template(Protocol):
+    """A pipeline that can be run, as the registry knows it."""
+
+    @property
+    def id(self) -> str: ...
+
+    def check(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters with their types and defaults; raises `ValueError` with a sentence for wrong ones."""
+
+
+class Catalogue(Protocol):
+    """The pipelines that exist."""
+
+    def find(self, provider: str, domain: str, name: str) -> Template | None:
+        """By name, without regard to case."""

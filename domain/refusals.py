@@ -37,7 +37,7 @@ class Limit(StrEnum):
     CONCURRENT = "concurrent"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class QuotaExceeded(Refusal):
     """A run that its customer's subscription has no room for.
 

@@ -1,0 +1,75 @@
+# Everything happens in .venv. Needs make and Python 3.11 or newer, as root or not.
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install run test check bench soak test-gcp lock clean FORCE
+
+install: $(INSTALLED)
+
+run: install
+	@exec $(BIN)/convergence serve
+
+test: install
+	$(BIN)/pytest -n 2 -m "not soak and not gcp"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+bench: install
+	$(BIN)/python -m tests.benchmarks
+
+# The long crash runs: hundreds of killed processes, hours of load.
+soak: install
+	$(BIN)/pytest -m soak --timeout 0
+
+# The suites that have a twin in the cloud, against a real project.
+test-gcp: install
+	@if [ -n "$$GCP_PROJECT_ID" ]; then $(BIN)/pytest -m gcp; else echo "skipped: no project"; fi
+
+# Locks the newest versions that pyproject.toml allows when UPGRADE=1, otherwise only what it newly asks for.
+LOCK = build/uv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate $(if $(UPGRADE),--upgrade)
+lock:
+	@$(find_python); rm -rf build/uv; "$$python" -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --extra dev --output-file requirements-dev.lock
+	rm -rf build/uv
+
+# The data directory (var) stays.
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A name on PATH need not be a Python that runs (pyenv leaves such shims), nor one that can make environments.
+define find_python
+python=; \
+for candidate in python3 python3.13 python3.12 python3.11; do \
+	if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+		python=$$candidate; break; \
+	fi; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "Python 3.11 or newer with its venv module is needed, and none was found on PATH." >&2; exit 1; \
+fi
+endef
+
+# The stamp holds the directory that was installed: an environment does not survive being moved or copied, nor the
+# removal of the Python it was made from.
+INSTALLED_HERE := $(shell $(BIN)/python -c "" 2>/dev/null && cat $(INSTALLED) 2>/dev/null)
+ifneq ($(INSTALLED_HERE),$(CURDIR))
+$(INSTALLED): FORCE
+endif
+
+$(INSTALLED): requirements-dev.lock pyproject.toml
+	@if [ "$(INSTALLED_HERE)" != "$(CURDIR)" ]; then \
+		$(find_python); echo "Making .venv with $$("$$python" --version)"; rm -rf .venv; "$$python" -m venv .venv; \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --no-deps --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --no-deps --no-build-isolation -e .
+	@printf '%s\n' "$(CURDIR)" > $(INSTALLED)

@@ -1,0 +1,1 @@
+"""BigQuery: the warehouse behind the log, at Google or in an emulator."""

@@ -1,0 +1,114 @@
+"""The one place that knows everything: from settings to a service whose parts fit together."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from google.cloud import bigquery
+
+from adapters.bigquery.client import connect
+from adapters.bigquery.warehouse import BigQueryWarehouse
+from adapters.kms.cloud import CloudKms
+from adapters.kms.local import LocalKeyFile
+from adapters.kms.vault import EnvelopeVault
+from adapters.mail.outbox import OutboxMailer
+from adapters.mail.smtp import SmtpMailer
+from adapters.pipelines.engine import Engine
+from adapters.pipelines.registry import Registry
+from adapters.postgres.checkpoints import PostgresCheckpoints, PostgresLog
+from adapters.postgres.credentials import SealedCredentials
+from adapters.postgres.data_keys import PostgresDataKeys
+from adapters.postgres.event_log import Datastore
+from adapters.postgres.store import PostgresStore
+from adapters.settings import Settings
+from application.mapper import EventMapper
+from application.platform import Platform
+from application.ports import KeyWrapper, Mailer, Vault
+from domain.envelope import Origin
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def origin(actor: str, *, request_id: str | None = None, command_id: str | None = None) -> Origin:
+    """Who starts something, stamped at the edge."""
+    command = command_id or str(uuid4())
+    return Origin(actor=actor, command_id=command, correlation_id=request_id or command, request_id=request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts of one process."""
+
+    settings: Settings
+    dsn: str
+    datastore: Datastore
+    store: PostgresStore
+    platform: Platform
+    log: PostgresLog
+    checkpoints: PostgresCheckpoints
+    vault: Vault
+    bigquery: bigquery.Client
+    warehouse: BigQueryWarehouse
+    registry: Registry
+    engine: Engine
+    mailer: Mailer
+
+    def close(self) -> None:
+        self.datastore.close()
+        self.warehouse.close()
+
+
+def key_wrapper(settings: Settings) -> KeyWrapper:
+    """Cloud KMS where a key ring is configured, a key file under the data directory elsewhere."""
+    if settings.kms_keyring is None:
+        return LocalKeyFile(settings.data_dir / "keys" / "wrapping.key")
+    return CloudKms(
+        project=settings.kms_project_id or settings.project,
+        location=settings.kms_location,
+        keyring=settings.kms_keyring,
+        api_key_name=settings.kms_api_key_name,
+        credentials_key_name=settings.kms_credentials_key_name,
+    )
+
+
+def mailer(settings: Settings) -> Mailer:
+    """SMTP where SMTP_URL is set, files in an outbox under the data directory elsewhere."""
+    if settings.smtp_url is None:
+        return OutboxMailer(settings.data_dir / "outbox", sender=settings.mail_from)
+    return SmtpMailer(settings.smtp_url.get_secret_value(), sender=settings.mail_from)
+
+
+def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN401 - any part may be given
+    """A service on the database at `dsn`. Connects to nothing yet. `parts` replaces parts by name: `mailer`, `keys`."""
+    datastore = Datastore(dsn, size=settings.database_pool_size)
+    store = PostgresStore(datastore)
+    vault = EnvelopeVault(parts.get("keys") or key_wrapper(settings), PostgresDataKeys(datastore))
+    mapper = EventMapper(vault)
+    client = connect(settings.project, emulator_url=settings.emulator_url, location=settings.gcp_location)
+    registry = Registry.load()
+    post = parts.get("mailer") or mailer(settings)
+    return Service(
+        settings=settings,
+        dsn=dsn,
+        datastore=datastore,
+        store=store,
+        platform=Platform(store, mapper),
+        log=PostgresLog(store.recorder, mapper),
+        checkpoints=PostgresCheckpoints(datastore),
+        vault=vault,
+        bigquery=client,
+        warehouse=BigQueryWarehouse(client, settings.project, settings.customers_dataset_id, settings.gcp_location),
+        registry=registry,
+        engine=Engine(
+            registry=registry,
+            client=client,
+            project=settings.project,
+            credentials=SealedCredentials(datastore, vault),
+            mailer=post,
+            now=utc_now,
+        ),
+        mailer=post,
+    )

@@ -1,0 +1,1 @@
+"""PostgreSQL: the event log, the operational tables, and what processes meet in."""

@@ -1,0 +1,52 @@
+"""How processes wake each other: PostgreSQL's LISTEN and NOTIFY, in the transaction that gave the reason."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from psycopg import Cursor
+
+from application.mapper import Recorded
+from domain import customer, pipeline_run, subscription
+
+LOG: Final = "convergence_log"
+"""Events were appended: projectors go on."""
+
+QUEUE: Final = "convergence_queue"
+"""A run waits, or a place came free: workers look."""
+
+SCHEDULES: Final = "convergence_schedules"
+"""A next slot changed: schedulers look."""
+
+ENDED: Final = "convergence_ended"
+"""Runs ended; the payload names them, separated by commas."""
+
+STOP: Final = "convergence_stop"
+"""A running run was asked to stop."""
+
+_WAITING = pipeline_run.RunScheduled | pipeline_run.RunRequeued | subscription.SlotReleased | subscription.Resumed
+_RESCHEDULED = customer.PipelineConfigured | customer.PipelineChanged | customer.Reactivated | pipeline_run.RunScheduled
+_ENDED = pipeline_run.RunCompleted | pipeline_run.RunFailed | pipeline_run.RunCancelled | pipeline_run.RunSkipped
+_IDS_PER_MESSAGE: Final = 200  # of 36 bytes and a comma: PostgreSQL takes 8,000 bytes
+
+
+def announce(cursor: Cursor[Any], recorded: Iterable[Recorded]) -> None:
+    """Tell whoever listens what these events mean for them, once the transaction commits."""
+    messages: dict[tuple[str, str], None] = {(LOG, ""): None}
+    ended: list[str] = []
+    for r in recorded:
+        event = r.event
+        if isinstance(event, _WAITING):
+            messages[QUEUE, ""] = None
+        if isinstance(event, _RESCHEDULED):
+            messages[SCHEDULES, ""] = None
+        if isinstance(event, _ENDED):
+            ended.append(str(r.envelope.stream_id))
+        if isinstance(event, pipeline_run.CancelRequested):
+            messages[STOP, str(r.envelope.stream_id)] = None
+    for start in range(0, len(ended), _IDS_PER_MESSAGE):
+        messages[ENDED, ",".join(ended[start : start + _IDS_PER_MESSAGE])] = None
+    cursor.execute(
+        "SELECT pg_notify(c, p) FROM unnest(%s::text[], %s::text[]) AS m(c, p)",
+        ([m[0] for m in messages], [m[1] for m in messages]),
+        prepare=True,
+    )

@@ -1,0 +1,136 @@
+"""The event log in PostgreSQL: the library's recorder, with one lock and one array insert of our own."""
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from eventsourcing.persistence import StoredEvent
+from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
+from psycopg import Connection, Cursor
+from psycopg.rows import DictRow, dict_row
+from psycopg.sql import SQL, Identifier
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from application.platform import Superseded
+from application.ports import Away
+
+LOG_LOCK: Final = 0x0C0F_FEE1
+"""The advisory lock that every append takes: events become visible in the order of their positions."""
+
+_SECONDS: Final = 1000
+_OPTIONS: Final = (
+    f"-c statement_timeout={30 * _SECONDS} -c lock_timeout={10 * _SECONDS}"
+    f" -c idle_in_transaction_session_timeout={60 * _SECONDS} -c TimeZone=UTC"
+)
+
+
+def connection_arguments(dsn: str, *, name: str) -> dict[str, Any]:
+    """How every connection of the service is made: UTC, bounded statements, and a dead network noticed in seconds."""
+    arguments: dict[str, Any] = {
+        "conninfo": dsn,
+        "application_name": f"convergence {name}@{socket.gethostname()}"[:63],
+        "connect_timeout": 5,
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10 * _SECONDS,
+        "options": _OPTIONS,
+    }
+    return arguments
+
+
+class Datastore(PostgresDatastore):
+    """The library's datastore over a pool that is made from a URL."""
+
+    def __init__(self, dsn: str, *, size: int = 10, name: str = "service") -> None:
+        super().__init__(dbname="", host="", port="", user="", password="", pool_size=0)
+        arguments = connection_arguments(dsn, name=name)
+        conninfo = arguments.pop("conninfo")
+        self.pool = ConnectionPool(  # type: ignore[assignment]
+            conninfo,
+            connection_class=Connection[DictRow],
+            kwargs={**arguments, "row_factory": dict_row, "autocommit": True},
+            min_size=1,
+            max_size=size,
+            timeout=5,
+            max_lifetime=3600,
+            open=False,
+        )
+
+    @contextmanager
+    def transaction_cursor(self) -> Iterator[Cursor[DictRow]]:
+        """A transaction; raises `Away` when the database is away and `Superseded` when another one was first."""
+        with translated():
+            self.pool.open(wait=False)
+            with self.pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
+                yield cursor
+
+    @contextmanager
+    def reading(self) -> Iterator[Cursor[DictRow]]:
+        """A cursor outside any transaction, for single statements."""
+        with translated():
+            self.pool.open(wait=False)
+            with self.pool.connection() as connection, connection.cursor() as cursor:
+                yield cursor
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Say the driver's errors in the application's words."""
+    try:
+        yield
+    except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as e:
+        raise Superseded(type(e).__name__) from e
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as e:
+        raise Away("The database does not answer.") from e
+
+
+class EventRecorder(PostgresApplicationRecorder):
+    """The library's recorder with an advisory lock instead of a table lock, and arrays instead of composites.
+
+    The table lock would also queue behind VACUUM. The database functions that the library can create are refused:
+    they skip the lock, and a reader that follows the log would miss events for ever.
+    """
+
+    def __init__(self, datastore: PostgresDatastore, *, events_table_name: str = "stored_events") -> None:
+        if datastore.enable_db_functions:
+            raise ValueError("The event log must not use database functions: they skip the lock that orders it.")
+        super().__init__(datastore, events_table_name=events_table_name)
+        self.lock_table_statements = [
+            SQL("SELECT pg_advisory_xact_lock({})").format(LOG_LOCK),
+        ]
+        self._insert = SQL(
+            "INSERT INTO {}.{} (originator_id, originator_version, topic, state)"
+            " SELECT * FROM unnest(%s::{}[], %s::bigint[], %s::text[], %s::bytea[]) RETURNING notification_id"
+        ).format(Identifier(datastore.schema), Identifier(events_table_name), Identifier(datastore.originator_id_type))
+
+    def _insert_stored_events(
+        self,
+        curs: Cursor[DictRow],
+        stored_events: Sequence[StoredEvent],
+        **_: Any,  # noqa: ANN401 - the library's signature
+    ) -> None:
+        self._lock_table(curs)
+        self._notify_channel(curs)
+        self.insert_arrays(curs, stored_events)
+
+    def insert_arrays(self, cursor: Cursor[DictRow], stored_events: Sequence[StoredEvent]) -> None:
+        """Insert in order; the cursor then holds the positions."""
+        cursor.execute(
+            self._insert,
+            (
+                [e.originator_id for e in stored_events],
+                [e.originator_version for e in stored_events],
+                [e.topic for e in stored_events],
+                [e.state for e in stored_events],
+            ),
+            prepare=True,
+        )
+
+    def append(self, cursor: Cursor[DictRow], stored_events: Sequence[StoredEvent]) -> list[int]:
+        """Append inside the caller's transaction; returns the events' positions, in order."""
+        self._lock_table(cursor)
+        self.insert_arrays(cursor, stored_events)
+        return [row["notification_id"] for row in cursor.fetchall()]

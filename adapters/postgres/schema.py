@@ -1,0 +1,110 @@
+"""The database's shape: numbered migrations for what the service keeps, and the projected tables from their one place.
+
+`migrate` is the only code that creates tables, one process at a time under a lock: processes that create tables
+together die of PostgreSQL's "tuple concurrently updated".
+"""
+
+from importlib.resources import files
+from typing import Any, Final, LiteralString, cast
+
+from psycopg import Connection
+from psycopg.sql import SQL, Composed, Identifier
+
+from projections.rows import Table, Type
+from projections.tables import CENTRAL
+
+_LOCK: Final = 0x0C0F_FEE0
+TYPES: Final = {
+    Type.STRING: SQL("text"),
+    Type.INT64: SQL("bigint"),
+    Type.BOOL: SQL("boolean"),
+    Type.TIMESTAMP: SQL("timestamptz"),
+    Type.DATE: SQL("date"),
+    Type.BYTES: SQL("bytea"),
+    Type.JSON: SQL("jsonb"),
+}
+
+_PARTIAL_INDEXES: Final[tuple[LiteralString, ...]] = (
+    (
+        "CREATE INDEX IF NOT EXISTS queue_waiting ON pipeline_execution_queue (priority, scheduled_time, run_id)"
+        " WHERE state = 'PENDING' AND deleted_at IS NULL"
+    ),
+    (
+        "CREATE INDEX IF NOT EXISTS queue_running ON pipeline_execution_queue (customer_id)"
+        " WHERE state = 'RUNNING' AND deleted_at IS NULL"
+    ),
+    (
+        "CREATE INDEX IF NOT EXISTS pipelines_due ON customer_pipeline_configs (next_run_time)"
+        " WHERE is_active AND deleted_at IS NULL AND next_run_time IS NOT NULL"
+    ),
+    (
+        "CREATE INDEX IF NOT EXISTS runs_active ON scheduled_pipeline_runs (config_id)"
+        " WHERE state IN ('PENDING', 'RUNNING')"
+    ),
+    "CREATE INDEX IF NOT EXISTS profiles_unprovisioned ON customer_profiles (created_at) WHERE NOT dataset_created",
+    "CREATE UNIQUE INDEX IF NOT EXISTS profiles_any_case ON customer_profiles (lower(customer_id))",
+)
+
+
+def migrate(connection: Connection[Any]) -> list[str]:
+    """Bring the database to this code's shape; returns the names of the migrations applied now.
+
+    Idempotent, safe to call from several processes at once, all or nothing.
+    """
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations ("
+            "name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
+        )
+        done = {row["name"] for row in connection.execute("SELECT name FROM schema_migrations")}
+        applied = [name for name in migrations() if name not in done]
+        for name in applied:
+            text = (files("adapters.postgres") / "migrations" / f"{name}.sql").read_text()
+            connection.execute(SQL(cast("LiteralString", text)))
+            connection.execute("INSERT INTO schema_migrations (name) VALUES (%s)", (name,))
+        for table in CENTRAL:
+            for statement in _definition(table):
+                connection.execute(statement)
+        for index in _PARTIAL_INDEXES:
+            connection.execute(index)
+    return applied
+
+
+def migrations() -> list[str]:
+    """The names of all migrations, in order."""
+    folder = files("adapters.postgres") / "migrations"
+    return sorted(entry.name.removesuffix(".sql") for entry in folder.iterdir() if entry.name.endswith(".sql"))
+
+
+def is_current(connection: Connection[Any]) -> bool:
+    """Whether `migrate` has nothing to do."""
+    there = connection.execute("SELECT to_regclass('schema_migrations') IS NOT NULL AS there").fetchone()
+    if not there or not there["there"]:
+        return False
+    done = {row["name"] for row in connection.execute("SELECT name FROM schema_migrations")}
+    columns = {
+        (row["table_name"], row["column_name"])
+        for row in connection.execute(
+            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema()"
+        )
+    }
+    wanted = {(table.name, name) for table in CENTRAL for name in table.names}
+    return done.issuperset(migrations()) and columns.issuperset(wanted)
+
+
+def _definition(table: Table) -> list[Composed]:
+    """Create the table, add columns that are new, and its indexes. Tables can be dropped and filled from the log."""
+    name = Identifier(table.name)
+    columns = [SQL("{} {}").format(Identifier(c.name), TYPES[c.type]) for c in table.columns]
+    key = SQL(", ").join(map(Identifier, table.key))
+    create = SQL("CREATE TABLE IF NOT EXISTS {} ({}, position bigint NOT NULL, PRIMARY KEY ({})) WITH (fillfactor=80)")
+    statements: list[Composed] = [create.format(name, SQL(", ").join(columns), key)]
+    statements += [SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {}").format(name, column) for column in columns]
+    statements += [
+        SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
+            Identifier("_".join((table.name, *index))[:63]), name, SQL(", ").join(map(Identifier, index))
+        )
+        for index in table.indexes
+    ]
+    return statements

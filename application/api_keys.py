@@ -1,0 +1,51 @@
+"""API keys: issued, replaced, revoked."""
+
+from pydantic import Field, SecretStr
+
+from application.command import Command, new_id
+from application.customers import Issued, random_key_part, sealed_key
+from application.platform import Platform, Transaction
+from application.ports import Vault
+
+
+class IssueApiKey(Command):
+    customer_id: str
+    key_part: SecretStr = Field(default_factory=random_key_part)
+    api_key_id: str = Field(default_factory=new_id)
+
+
+def issue_api_key(command: IssueApiKey, platform: Platform, vault: Vault) -> Issued:
+    """A second key for the customer, good for 90 days; the first one goes on for 24 hours.
+
+    Refused with `Conflict` while two keys are active.
+    """
+    customer_id = command.customer_id
+    vault.prepare(customer_id)
+    issued = sealed_key(customer_id, command.api_key_id, command.key_part, command, vault)
+    key = SecretStr(f"{customer_id}_api_{command.key_part.get_secret_value()}")
+
+    def work(tx: Transaction) -> Issued:
+        tx.lock([customer_id])
+        customer, subscription = tx.customer(customer_id), tx.subscription(customer_id)
+        state = customer.must("No such customer.")
+        customer.append(state.issue_key(issued, command.at, replace_oldest=False))
+        plan = subscription.must("No such customer.").plan
+        return Issued(command.api_key_id, key, customer_id, plan, state.company_name, new_customer=False)
+
+    return platform.transact(command, work)
+
+
+class RevokeApiKey(Command):
+    customer_id: str
+    api_key_id: str
+
+
+def revoke_api_key(command: RevokeApiKey, platform: Platform) -> None:
+    """The key stops working with the end of this call."""
+
+    def work(tx: Transaction) -> None:
+        tx.lock([command.customer_id])
+        customer = tx.customer(command.customer_id)
+        customer.append(customer.must("No such customer.").revoke_key(command.api_key_id, command.at))
+
+    platform.transact(command, work)

@@ -1,0 +1,218 @@
+"""Customers come, are changed, suspended and brought back."""
+
+import hashlib
+import secrets
+import string
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import EmailStr, Field, SecretStr
+
+from application.command import Command, Line, Request, new_id
+from application.platform import Platform, Transaction
+from application.ports import Purpose, SealedFor, Vault, Warehouse
+from domain import identity
+from domain.customer import KEY_LIFE, ApiKeyIssued, CustomerEvent, Onboarded
+from domain.pipeline_run import Priority, RunScheduled, Trigger
+from domain.plans import Plan
+from domain.refusals import Conflict
+from domain.schedule import next_slot, parse
+from domain.subscription import open_subscription
+
+_ALPHANUMERIC = string.ascii_letters + string.digits
+
+
+def random_key_part() -> SecretStr:
+    """16 letters and digits, 95 bits, from the operating system's generator."""
+    return SecretStr("".join(secrets.choice(_ALPHANUMERIC) for _ in range(16)))
+
+
+class NewCustomer(Request):
+    """Who wants to join, and with which plan."""
+
+    customer_id: str
+    company_name: Line
+    admin_email: EmailStr
+    subscription_plan: Plan = Plan.STARTER
+    stripe_customer_id: Line | None = None
+
+
+class Onboard(NewCustomer, Command):
+    """`known_as` says what the caller proved to be to a customer that exists already."""
+
+    known_as: Literal["nobody", "owner", "admin"] = "nobody"
+    key_part: SecretStr = Field(default_factory=random_key_part)
+    api_key_id: str = Field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A new API key, in clear this once."""
+
+    api_key_id: str
+    api_key: SecretStr
+    customer_id: str
+    plan: Plan
+    company_name: str
+    new_customer: bool
+
+
+def sealed_key(customer_id: str, api_key_id: str, key_part: SecretStr, command: Command, vault: Vault) -> ApiKeyIssued:
+    """The event that issues the key `{customer_id}_api_{key_part}`; the vault must have been prepared."""
+    key = f"{customer_id}_api_{key_part.get_secret_value()}".encode()
+    return ApiKeyIssued(
+        api_key_id=api_key_id,
+        key_hash=hashlib.sha256(key).hexdigest(),
+        sealed_key=vault.seal(key, SealedFor(customer_id, api_key_id, Purpose.API_KEY)),
+        last4=key[-4:].decode(),
+        expires_at=command.at + KEY_LIFE,
+    )
+
+
+def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
+    """Make a customer with its subscription and its first key, in one transaction.
+
+    For a customer that exists: its owner and the admin get a new key (and the admin may change the plan this way),
+    anyone else is refused with `Conflict`. Raises `Away` when database or keys are away; then nothing has happened.
+    """
+    customer_id = command.customer_id
+    vault.prepare(customer_id)
+    issued = sealed_key(customer_id, command.api_key_id, command.key_part, command, vault)
+
+    def work(tx: Transaction) -> tuple[Plan, str, bool]:
+        tx.lock([customer_id])
+        customer, subscription = tx.customer(customer_id), tx.subscription(customer_id)
+        if customer.state is None:
+            customer.append(
+                [
+                    Onboarded(
+                        customer_id=customer_id,
+                        company_name=command.company_name,
+                        admin_email=command.admin_email,
+                        plan=command.subscription_plan,
+                        stripe_customer_id=command.stripe_customer_id,
+                    ),
+                    issued,
+                ]
+            )
+            opened = open_subscription(customer_id, command.subscription_plan, command.at)
+            subscription.append([opened])
+            return opened.plan, command.company_name, True
+        if command.known_as == "nobody" or customer.state.customer_id != customer_id:
+            raise Conflict(
+                "This customer_id is taken. Its owner can onboard it again with X-API-Key, "
+                "an operator with X-Admin-Key."
+            )
+        current = subscription.must("No such subscription.")
+        if command.known_as == "admin" and "subscription_plan" in command.model_fields_set:
+            subscription.append(current.change_plan(command.subscription_plan, "onboarded again", command.at))
+        customer.append(customer.state.issue_key(issued, command.at, replace_oldest=True))
+        return subscription.must("").plan, customer.state.company_name, False
+
+    plan, company_name, new_customer = platform.transact(command, work)
+    key = SecretStr(f"{customer_id}_api_{command.key_part.get_secret_value()}")
+    return Issued(command.api_key_id, key, customer_id, plan, company_name, new_customer)
+
+
+class Provision(Command):
+    """Give the customer its dataset, its tables, and the platform's own check of them."""
+
+    customer_id: str
+    dryrun_provider: str = "gcp"
+    dryrun_domain: str = "example"
+    dryrun_template: str = "dryrun"
+    dryrun_pipeline_id: str = "gcp-example-dryrun"
+
+
+def provision(command: Provision, platform: Platform, warehouse: Warehouse) -> tuple[str, ...]:
+    """Make dataset and tables where they are missing, record it, and queue the dryrun; returns the tables' names.
+
+    Idempotent, so that whoever comes next finishes what a crash left half-done. Raises `Away` with BigQuery.
+    """
+    tables = tuple(warehouse.ensure_customer(command.customer_id))
+    run_id = identity.onboarding_run_id(command.customer_id)
+
+    def work(tx: Transaction) -> None:
+        tx.lock([command.customer_id])
+        customer = tx.customer(command.customer_id)
+        customer.append(customer.must("No such customer.").provisioned_with(tables))
+        run = tx.run(run_id, command.customer_id)
+        if not run.exists:
+            run.append(
+                [
+                    RunScheduled(
+                        customer_id=command.customer_id,
+                        provider=command.dryrun_provider,
+                        domain=command.dryrun_domain,
+                        template=command.dryrun_template,
+                        pipeline_id=command.dryrun_pipeline_id,
+                        trigger_type=Trigger.ONBOARDING,
+                        trigger_by="service",
+                        run_date=command.at.date(),
+                        scheduled_for=command.at,
+                        priority=Priority.ONBOARDING,
+                    )
+                ]
+            )
+
+    platform.transact(command, work)
+    return tables
+
+
+class ChangeContact(Command):
+    customer_id: str
+    company_name: Line | None = None
+    admin_email: EmailStr | None = None
+
+
+def change_contact(command: ChangeContact, platform: Platform) -> None:
+    """Another company name or admin e-mail."""
+
+    def work(tx: Transaction) -> None:
+        tx.lock([command.customer_id])
+        customer = tx.customer(command.customer_id)
+        state = customer.must("No such customer.")
+        customer.append(state.change_contact(command.company_name, command.admin_email))
+
+    platform.transact(command, work)
+
+
+class Suspend(Command):
+    customer_id: str
+    reason: Line
+
+
+def suspend(command: Suspend, platform: Platform) -> None:
+    """The customer's keys, schedules and waiting runs stop at once; runs that started end by themselves."""
+
+    def work(tx: Transaction) -> None:
+        tx.lock([command.customer_id])
+        customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
+        customer.append(customer.must("No such customer.").suspend(command.reason))
+        subscription.append(subscription.must("No such customer.").pause(command.reason))
+
+    platform.transact(command, work)
+
+
+class Reactivate(Command):
+    customer_id: str
+    reason: Line
+
+
+def reactivate(command: Reactivate, platform: Platform) -> None:
+    """The customer goes on; its pipelines run at their next slot, and what was missed stays missed."""
+
+    def work(tx: Transaction) -> None:
+        tx.lock([command.customer_id])
+        customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
+        state = customer.must("No such customer.")
+        slots = {
+            config_id: next_slot(parse(pipeline.cron, pipeline.timezone), command.at)
+            for config_id, pipeline in state.pipelines.items()
+            if pipeline.is_active
+        }
+        events: tuple[CustomerEvent, ...] = state.reactivate(command.reason, slots)
+        customer.append(events)
+        subscription.append(subscription.must("No such customer.").resume(command.reason))
+
+    platform.transact(command, work)

@@ -1,0 +1,219 @@
+"""From waiting runs to outcomes: claimed, reported, taken over. What workers do, many runs at a time."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import ConfigDict, Field
+
+from application.command import Command
+from application.platform import Lease, Platform, Transaction
+from application.ports import RunOrder, RunReport, StepReport
+from application.runs import give_back
+from domain.pipeline_run import ExpectationMet, PipelineRun, RunState, StepFinished, Trigger
+from domain.refusals import Conflict
+from domain.subscription import Status
+
+LEASE_SECONDS: Final = 60.0
+
+
+class ClaimRuns(Command):
+    """At most `limit` runs for one worker; or one named run, if it still waits."""
+
+    worker_id: str
+    limit: int = Field(default=1, ge=1, le=1000)
+    run_id: str | None = None
+    lease_seconds: float = LEASE_SECONDS
+
+
+def claim_runs(command: ClaimRuns, platform: Platform) -> list[RunOrder]:
+    """Take waiting runs whose customers have a concurrent place free; runs of suspended customers are skipped.
+
+    Claim and place are taken in one transaction: two workers never get the same run, and no limit is exceeded.
+    """
+    return platform.transact(command, lambda tx: _claim(tx, command))
+
+
+def _claim(tx: Transaction, command: ClaimRuns) -> list[RunOrder]:
+    found = tx.session.claimable_runs(command.limit, command.run_id)
+    if not found:
+        return []
+    now = tx.session.now()
+    tx.lock(customer_id for _, customer_id in found)
+    subscriptions = tx.subscriptions(sorted({customer_id for _, customer_id in found}))
+    runs = tx.runs([(UUID(run_id), customer_id) for run_id, customer_id in found])
+    claimed: list[tuple[str, PipelineRun]] = []
+    starting: dict[str, list[str]] = defaultdict(list)
+    for run_id, customer_id in found:
+        run, subscription = runs[UUID(run_id)], subscriptions[customer_id].must("No such customer.")
+        state = run.must("No such run.")
+        if state.state is not RunState.PENDING:
+            continue
+        if state.order.trigger_type is not Trigger.ONBOARDING:
+            if subscription.status is not Status.ACTIVE:
+                run.append(state.skip(now, "The customer's account is suspended."))
+                give_back(tx, command, run_id, state)
+                continue
+            if subscription.places() <= len(starting[customer_id]):
+                continue
+            starting[customer_id].append(run_id)
+        run.append(state.claim(command.worker_id, now, timedelta(seconds=command.lease_seconds)))
+        claimed.append((run_id, run.must("No such run.")))
+    for customer_id, run_ids in starting.items():
+        stream = subscriptions[customer_id]
+        stream.append(stream.must("No such customer.").take_slots(run_ids, now))
+    tx.session.take_leases(
+        [Lease(run_id, run.customer_id, command.worker_id, run.attempt) for run_id, run in claimed],
+        command.lease_seconds,
+    )
+    configurations = tx.session.configurations(
+        {(run.customer_id, run.order.provider, run.order.domain) for _, run in claimed}
+    )
+    return [_order(run_id, run, configurations) for run_id, run in claimed]
+
+
+def _order(run_id: str, run: PipelineRun, configurations: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> RunOrder:
+    order = run.order
+    return RunOrder(
+        run_id=run_id,
+        customer_id=order.customer_id,
+        provider=order.provider,
+        domain=order.domain,
+        template=order.template,
+        attempt=run.attempt,
+        trigger_type=order.trigger_type,
+        run_date=order.run_date,
+        parameters=order.parameters,
+        configuration=configurations.get((order.customer_id, order.provider, order.domain), {}),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one attempt ended, as its worker tells it. Exactly one of the four ways.
+
+    `report` with `retry_after` set asks for another attempt after that time.
+    """
+
+    run_id: str
+    customer_id: str
+    attempt: int
+    at: datetime
+    steps: Sequence[StepReport] = ()
+    report: RunReport | None = None
+    retry_after: timedelta | None = None
+    cancelled: bool = False
+    handed_back: str | None = None
+
+
+class ReportOutcomes(Command):
+    """Outcomes, or steps on the way (an outcome that has none of the four), of runs that a worker holds."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    worker_id: str
+    outcomes: tuple[Outcome, ...]
+
+
+def report_outcomes(command: ReportOutcomes, platform: Platform) -> list[str]:
+    """Record what became of the runs, and free their places; returns the runs that were no longer this worker's.
+
+    A worker whose lease was taken over is refused: nothing of what it says is recorded.
+    """
+    return platform.transact(command, lambda tx: _report(tx, command))
+
+
+def _report(tx: Transaction, command: ReportOutcomes) -> list[str]:
+    tx.session.lock_runs([o.run_id for o in command.outcomes])
+    tx.lock(o.customer_id for o in command.outcomes)
+    subscriptions = tx.subscriptions(sorted({o.customer_id for o in command.outcomes}))
+    runs = tx.runs([(UUID(o.run_id), o.customer_id) for o in command.outcomes])
+    refused: list[str] = []
+    released: dict[str, dict[str, bool | None]] = defaultdict(dict)
+    for outcome in command.outcomes:
+        run = runs[UUID(outcome.run_id)]
+        try:
+            for step in outcome.steps:
+                run.append(run.must("No such run.").finish_step(command.worker_id, _step(step, outcome.attempt)))
+            run.append(_ending(run.must("No such run."), command.worker_id, outcome))
+        except Conflict:
+            refused.append(outcome.run_id)
+            continue
+        state = run.must("No such run.").state
+        if state is not RunState.RUNNING:
+            success = {RunState.COMPLETED: True, RunState.FAILED: False}.get(state)
+            released[outcome.customer_id][outcome.run_id] = success
+    _release(tx, command, {c: subscriptions[c] for c in released}, released)
+    return refused
+
+
+def _release(
+    tx: Transaction, command: Command, subscriptions: Mapping[str, Any], released: Mapping[str, dict[str, bool | None]]
+) -> None:
+    for customer_id, outcomes in released.items():
+        stream = subscriptions[customer_id]
+        stream.append(stream.must("No such customer.").release_slots(outcomes, command.at))
+    tx.session.drop_leases([run_id for outcomes in released.values() for run_id in outcomes])
+
+
+def _ending(run: PipelineRun, worker_id: str, outcome: Outcome) -> Sequence[Any]:
+    if outcome.cancelled:
+        return run.stop_cancelled(worker_id, outcome.attempt, outcome.at)
+    if outcome.handed_back is not None:
+        return run.hand_back(worker_id, outcome.attempt, outcome.at, outcome.handed_back)
+    if outcome.report is None:
+        return ()
+    if outcome.report.succeeded:
+        return run.complete(worker_id, outcome.attempt, outcome.at, outcome.report.rows)
+    error = outcome.report.error or "The run failed without saying why."
+    return run.fail(worker_id, outcome.attempt, outcome.at, error, outcome.retry_after)
+
+
+def _step(step: StepReport, attempt: int) -> StepFinished:
+    return StepFinished(
+        attempt=attempt,
+        index=step.index,
+        name=step.name,
+        type=step.type,
+        status=step.status,
+        started_at=step.started_at,
+        ended_at=step.ended_at,
+        rows=step.rows,
+        error=step.error,
+        target_table=step.target_table,
+        expectations=tuple(
+            ExpectationMet(name=e.name, passed=e.passed, severity=e.severity, observed=e.observed)
+            for e in step.expectations
+        ),
+        metadata=step.metadata,
+    )
+
+
+class TakeOver(Command):
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+def take_over(command: TakeOver, platform: Platform) -> list[str]:
+    """Bring runs whose lease ran out, by the database's clock, back to the queue; returns their ids."""
+
+    def work(tx: Transaction) -> list[str]:
+        leases = tx.session.expired_leases(command.limit)
+        if not leases:
+            return []
+        now = tx.session.now()
+        tx.lock(lease.customer_id for lease in leases)
+        subscriptions = tx.subscriptions(sorted({lease.customer_id for lease in leases}))
+        runs = tx.runs([(UUID(lease.run_id), lease.customer_id) for lease in leases])
+        released: dict[str, dict[str, bool | None]] = defaultdict(dict)
+        for lease in leases:
+            run = runs[UUID(lease.run_id)]
+            run.append(run.must("No such run.").expire(now))
+            failed = run.must("No such run.").state is RunState.FAILED
+            released[lease.customer_id][lease.run_id] = False if failed else None
+        _release(tx, command, {c: subscriptions[c] for c in released}, released)
+        return [lease.run_id for lease in leases]
+
+    return platform.transact(command, work)

@@ -1,0 +1,154 @@
+"""Events to stored bytes and back: an envelope and the event's data as JSON, with personal fields sealed."""
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from datetime import datetime
+from typing import Any, Final, cast, get_args, get_type_hints
+from uuid import UUID
+
+import msgspec
+from eventsourcing.persistence import Mapper, Notification, StoredEvent
+
+from application.ports import Purpose, SealedFor, Vault
+from application.topics import TOPICS, UPCASTERS, Event
+from domain.envelope import Envelope, Origin
+from domain.personal import Personal
+
+
+class UnreadableEvent(Exception):  # noqa: N818 - it names what was found
+    """The log holds an event that this code cannot read: an unknown topic, or data of another shape."""
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """An event in its envelope. Its two `originator` names are what the event store library looks for."""
+
+    event: Event
+    envelope: Envelope
+
+    @property
+    def originator_id(self) -> UUID:
+        return self.envelope.stream_id
+
+    @property
+    def originator_version(self) -> int:
+        return self.envelope.version
+
+
+class _Stored(msgspec.Struct, omit_defaults=True):
+    at: datetime
+    customer_id: str
+    actor: str
+    command_id: str
+    correlation_id: str
+    data: msgspec.Raw
+    request_id: str | None = None
+    causation_id: str | None = None
+
+
+def _personal_fields(event_type: type[Event]) -> tuple[str, ...]:
+    hints = get_type_hints(event_type, include_extras=True)
+    return tuple(f.name for f in fields(event_type) if Personal in get_args(hints[f.name])[1:])
+
+
+_TOPIC_OF: Final[Mapping[type[Event], str]] = {event_type: topic for topic, event_type in TOPICS.items()}
+_PERSONAL: Final = {event_type: names for event_type in TOPICS.values() if (names := _personal_fields(event_type))}
+_DATA: Final = {topic: msgspec.json.Decoder(event_type) for topic, event_type in TOPICS.items()}
+_STORED: Final = msgspec.json.Decoder(_Stored)
+_JSON: Final = msgspec.json.Encoder()
+
+
+class EventMapper(Mapper[UUID]):
+    """Maps events to the library's stored events. Personal fields are sealed under the customer's data key."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    def to_stored_event(self, domain_event: Recorded) -> StoredEvent:  # type: ignore[override]
+        """Encode one event; raises `Away` when its customer's data key cannot be opened."""
+        event, envelope = domain_event.event, domain_event.envelope
+        names = _PERSONAL.get(type(event))
+        if names is not None:
+            event = self._sealed(event, envelope, names)
+        by = envelope.by
+        stored = _Stored(
+            at=envelope.at,
+            customer_id=envelope.customer_id,
+            actor=by.actor,
+            command_id=by.command_id,
+            correlation_id=by.correlation_id,
+            request_id=by.request_id,
+            causation_id=by.causation_id,
+            data=msgspec.Raw(_JSON.encode(event)),
+        )
+        return StoredEvent(
+            originator_id=envelope.stream_id,
+            originator_version=envelope.version,
+            topic=envelope.topic,
+            state=_JSON.encode(stored),
+        )
+
+    def to_domain_event(self, stored_event: StoredEvent) -> Recorded:
+        """Decode one stored event, carried over to its current shape; raises `UnreadableEvent`."""
+        try:
+            stored = _STORED.decode(stored_event.state)
+            topic, event = _decode(stored_event.topic, stored.data)
+        except (KeyError, msgspec.DecodeError) as error:
+            raise UnreadableEvent(
+                f"Event {stored_event.originator_version} of stream {stored_event.originator_id} "
+                f"({stored_event.topic}) cannot be read: {error}"
+            ) from error
+        envelope = Envelope(
+            stream_id=cast("UUID", stored_event.originator_id),
+            version=stored_event.originator_version,
+            topic=topic,
+            customer_id=stored.customer_id,
+            at=stored.at,
+            by=Origin(
+                actor=stored.actor,
+                command_id=stored.command_id,
+                correlation_id=stored.correlation_id,
+                request_id=stored.request_id,
+                causation_id=stored.causation_id,
+            ),
+            position=stored_event.id if isinstance(stored_event, Notification) else 0,
+        )
+        names = _PERSONAL.get(type(event))
+        if names is not None:
+            event = self._opened(event, envelope, names)
+        return Recorded(event, envelope)
+
+    def _sealed(self, event: Event, at: Envelope, names: tuple[str, ...]) -> Event:
+        def seal(text: str, owner: SealedFor) -> str:
+            return base64.b64encode(self._vault.seal(text.encode(), owner)).decode()
+
+        return _rewritten(event, at, names, seal)
+
+    def _opened(self, event: Event, at: Envelope, names: tuple[str, ...]) -> Event:
+        def unseal(text: str, owner: SealedFor) -> str:
+            sealed = base64.b64decode(text, validate=True)
+            return self._vault.open(sealed, owner).decode()
+
+        return _rewritten(event, at, names, unseal)
+
+
+def _rewritten(event: Event, at: Envelope, names: tuple[str, ...], rewrite: Callable[[str, SealedFor], str]) -> Event:
+    changed: dict[str, Any] = {}
+    for name in names:
+        value = getattr(event, name)
+        owner = SealedFor(at.customer_id, f"{at.stream_id}/{at.version}/{name}", Purpose.PERSONAL)
+        changed[name] = tuple(rewrite(v, owner) for v in value) if isinstance(value, tuple) else rewrite(value, owner)
+    return replace(event, **changed)
+
+
+def _decode(topic: str, data: msgspec.Raw) -> tuple[str, Event]:
+    if topic in _DATA:
+        return topic, _DATA[topic].decode(data)
+    upcast: tuple[str, dict[str, Any]] = (topic, msgspec.json.decode(data))
+    while upcast[0] not in TOPICS:
+        upcast = UPCASTERS[upcast[0]](upcast[1])
+    return upcast[0], msgspec.convert(upcast[1], TOPICS[upcast[0]])
+
+
+def topic_of(event: Event) -> str:
+    return _TOPIC_OF[type(event)]

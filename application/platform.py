@@ -1,0 +1,289 @@
+"""The event store as use cases see it: load streams, let them decide, append what they decided, in one transaction."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Generic, Protocol, TypeVar
+from uuid import UUID
+
+import msgspec
+from eventsourcing.persistence import StoredEvent
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from application.command import Command
+from application.mapper import EventMapper, Recorded, topic_of
+from domain import customer, pipeline_run, subscription
+from domain.customer import Customer, CustomerEvent
+from domain.envelope import Envelope
+from domain.identity import customer_stream, subscription_stream
+from domain.pipeline_run import PipelineRun, RunEvent
+from domain.refusals import NotFound
+from domain.subscription import Subscription, SubscriptionEvent
+
+State = TypeVar("State")
+Event = TypeVar("Event")
+Result = TypeVar("Result")
+
+SNAPSHOT_EVERY: Final = 50
+"""Subscriptions are folded from their newest snapshot: a long one loads in the time of 50 events."""
+
+
+class Superseded(Exception):  # noqa: N818 - it says what happened
+    """Another transaction was first (a version is taken, or two waited for each other): load and decide again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    stream_id: UUID
+    version: int
+    shape: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DuePipeline:
+    """A pipeline whose next slot has come, as its row says; the row is locked until the transaction ends."""
+
+    config_id: str
+    customer_id: str
+    provider: str
+    domain: str
+    template: str
+    cron: str
+    timezone: str
+    next_run_time: datetime
+    date_offset_days: int
+    catch_up: str
+    overlap: str
+    parameters: Mapping[str, Any]
+    active_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A run that a worker holds, and until when by the database's clock."""
+
+    run_id: str
+    customer_id: str
+    worker_id: str
+    attempt: int
+
+
+class Session(Protocol):
+    """One database transaction: what use cases find, lock, load and append in it."""
+
+    def now(self) -> datetime:
+        """The database's clock, for leases: workers' own clocks may be wrong."""
+
+    def lock_customers(self, customer_ids: Sequence[str]) -> None:
+        """Hold the rows of these customers, in the order of their ids, until the transaction ends."""
+
+    def events(self, after: Mapping[UUID, int]) -> Sequence[StoredEvent]:
+        """The events of these streams after these versions, each stream in order."""
+
+    def snapshots(self, stream_ids: Sequence[UUID]) -> Sequence[Snapshot]: ...
+
+    def append(
+        self, recorded: Sequence[Recorded], stored: Sequence[StoredEvent], snapshots: Sequence[Snapshot]
+    ) -> None:
+        """Append events, with the rows that follow from them. Raises `Superseded` when a version is taken."""
+
+    def lock_runs(self, run_ids: Sequence[str]) -> None:
+        """Hold the leases and queue rows of these runs.
+
+        Locks are taken in one order everywhere: leases, queue, customers by id, pipelines, log.
+        """
+
+    def due_customers(self, now: datetime, limit: int) -> Sequence[str]:
+        """Whose pipelines are due, the longest due first."""
+
+    def due_pipelines(self, customer_ids: Sequence[str], now: datetime, limit: int) -> Sequence[DuePipeline]:
+        """Lock due pipelines of customers that are locked already, the longest due first."""
+
+    def claimable_runs(self, limit: int, run_id: str | None) -> Sequence[tuple[str, str]]:
+        """Lock waiting runs whose customers seem to have a place free: (run_id, customer_id)."""
+
+    def configurations(
+        self, wanted: Iterable[tuple[str, str, str]]
+    ) -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
+        """The newest provider configuration of each (customer_id, provider, domain) that has one."""
+
+    def take_leases(self, leases: Sequence[Lease], seconds: float) -> None:
+        """Leases run for `seconds` by the database's clock."""
+
+    def drop_leases(self, run_ids: Sequence[str]) -> None: ...
+
+    def ask_to_stop(self, run_id: str) -> None:
+        """Mark the run's lease: its worker stops it at the next heartbeat."""
+
+    def expired_leases(self, limit: int) -> Sequence[Lease]:
+        """Lock leases that ran out and that no other transaction holds."""
+
+    def running_runs(self, customer_id: str) -> Sequence[str]:
+        """The runs of this customer that are RUNNING and hold a concurrent place."""
+
+
+class Store(Protocol):
+    """Where the log is kept."""
+
+    def transaction(self) -> AbstractContextManager[Session]:
+        """Commits at the end, rolls back on an exception. Raises `Away` when the database is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[State, Event]):
+    """A kind of stream: how its events fold, and how its state is kept as a snapshot, if at all."""
+
+    name: str
+    evolve: Callable[[State | None, Event], State]
+    decoder: "msgspec.json.Decoder[State] | None" = None
+    shape: int = 1
+    """Goes up when the state's fields or its fold change: older snapshots are then passed over."""
+
+
+CUSTOMER: Final = Kind[Customer, CustomerEvent]("customer", customer.evolve)
+SUBSCRIPTION: Final = Kind[Subscription, SubscriptionEvent](
+    "subscription", subscription.evolve, msgspec.json.Decoder(Subscription)
+)
+RUN: Final = Kind[PipelineRun, RunEvent]("run", pipeline_run.evolve)
+
+
+class Stream(Generic[State, Event]):
+    """One stream inside a transaction: its state, and the events decided so far."""
+
+    __slots__ = ("customer_id", "kind", "pending", "state", "stream_id", "version")
+
+    def __init__(self, kind: Kind[State, Event], stream_id: UUID, customer_id: str) -> None:
+        self.kind = kind
+        self.stream_id = stream_id
+        self.customer_id = customer_id
+        self.state: State | None = None
+        self.version = 0
+        self.pending: list[Event] = []
+
+    @property
+    def exists(self) -> bool:
+        return self.state is not None
+
+    def must(self, missing: str) -> State:
+        """The state; raises `NotFound(missing)` for a stream without events."""
+        if self.state is None:
+            raise NotFound(missing)
+        return self.state
+
+    def append(self, events: Iterable[Event]) -> None:
+        """Add decided events, to be stored when the transaction ends; the state moves on at once."""
+        for event in events:
+            self.state = self.kind.evolve(self.state, event)
+            self.pending.append(event)
+
+
+class Transaction:
+    """Streams loaded and appended to together."""
+
+    def __init__(self, session: Session, mapper: EventMapper, command: Command) -> None:
+        self.session = session
+        self._mapper = mapper
+        self._command = command
+        self._streams: dict[UUID, Stream[Any, Any]] = {}
+
+    def customer(self, customer_id: str) -> Stream[Customer, CustomerEvent]:
+        return self.customers([customer_id])[customer_id]
+
+    def customers(self, customer_ids: Sequence[str]) -> dict[str, Stream[Customer, CustomerEvent]]:
+        loaded = self._load(CUSTOMER, [(customer_stream(c), c) for c in customer_ids])
+        return dict(zip(customer_ids, loaded, strict=True))
+
+    def subscription(self, customer_id: str) -> Stream[Subscription, SubscriptionEvent]:
+        return self.subscriptions([customer_id])[customer_id]
+
+    def subscriptions(self, customer_ids: Sequence[str]) -> dict[str, Stream[Subscription, SubscriptionEvent]]:
+        loaded = self._load(SUBSCRIPTION, [(subscription_stream(c), c) for c in customer_ids])
+        return dict(zip(customer_ids, loaded, strict=True))
+
+    def run(self, run_id: UUID, customer_id: str) -> Stream[PipelineRun, RunEvent]:
+        return self.runs([(run_id, customer_id)])[run_id]
+
+    def runs(self, runs: Sequence[tuple[UUID, str]]) -> dict[UUID, Stream[PipelineRun, RunEvent]]:
+        return {stream.stream_id: stream for stream in self._load(RUN, runs)}
+
+    def new_runs(self, runs: Sequence[tuple[UUID, str]]) -> list[Stream[PipelineRun, RunEvent]]:
+        """Streams taken to be new, without a look: appending to one that exists is a version conflict."""
+        fresh = [Stream(RUN, stream_id, customer_id) for stream_id, customer_id in runs]
+        self._streams.update({stream.stream_id: stream for stream in fresh})
+        return fresh
+
+    def lock(self, customer_ids: Iterable[str]) -> None:
+        """Hold these customers against other deciders, before their streams are loaded."""
+        self.session.lock_customers(sorted(set(customer_ids)))
+
+    def _load(self, kind: Kind[State, Event], wanted: Sequence[tuple[UUID, str]]) -> list[Stream[State, Event]]:
+        missing = {i: Stream(kind, i, c) for i, c in wanted if i not in self._streams}
+        if missing:
+            ids = list(missing)
+            if kind.decoder is not None:
+                for snapshot in self.session.snapshots(ids):
+                    stream = missing[snapshot.stream_id]
+                    if snapshot.shape != kind.shape:
+                        continue
+                    stream.state, stream.version = kind.decoder.decode(snapshot.state), snapshot.version
+            for stored in self.session.events({i: stream.version for i, stream in missing.items()}):
+                recorded = self._mapper.to_domain_event(stored)
+                stream = missing[recorded.originator_id]
+                stream.state = kind.evolve(stream.state, recorded.event)  # type: ignore[arg-type]
+                stream.version = stored.originator_version
+                stream.customer_id = recorded.envelope.customer_id
+            self._streams.update(missing)
+        return [self._streams[i] for i, _ in wanted]
+
+    def flush(self) -> None:
+        """Append everything decided so far, stream by stream in the order of their loading."""
+        recorded: list[Recorded] = []
+        snapshots: list[Snapshot] = []
+        for stream in self._streams.values():
+            before = stream.version
+            for event in stream.pending:
+                stream.version += 1
+                envelope = Envelope(
+                    stream_id=stream.stream_id,
+                    version=stream.version,
+                    topic=topic_of(event),
+                    customer_id=stream.customer_id,
+                    at=self._command.at,
+                    by=self._command.by,
+                )
+                recorded.append(Recorded(event, envelope))
+            stream.pending = []
+            if stream.kind.decoder is not None and stream.version // SNAPSHOT_EVERY > before // SNAPSHOT_EVERY:
+                state = msgspec.json.encode(stream.state)
+                snapshots.append(Snapshot(stream.stream_id, stream.version, stream.kind.shape, state))
+        if recorded:
+            stored = [self._mapper.to_stored_event(r) for r in recorded]
+            self.session.append(recorded, stored, snapshots)
+
+
+class Platform:
+    """Runs use cases against the log."""
+
+    def __init__(self, store: Store, mapper: EventMapper) -> None:
+        self._store = store
+        self._mapper = mapper
+
+    def transact(self, command: Command, work: Callable[[Transaction], Result]) -> Result:
+        """Do `work` and store what it decided, all or nothing.
+
+        When another process took a version first, everything is loaded and decided again, a few times. Refusals pass
+        through and store nothing. Raises `Away` when the database is away.
+        """
+        for attempt in Retrying(
+            retry=retry_if_exception_type(Superseded),
+            stop=stop_after_attempt(8),
+            wait=wait_random_exponential(multiplier=0.005, max=0.25),
+            reraise=True,
+        ):
+            with attempt, self._store.transaction() as session:
+                transaction = Transaction(session, self._mapper, command)
+                result = work(transaction)
+                transaction.flush()
+        return result

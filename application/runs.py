@@ -1,0 +1,141 @@
+"""Runs asked for by hand: requested, cancelled, tried again."""
+
+from datetime import UTC, date
+from typing import Any
+from uuid import UUID
+
+from pydantic import Field
+
+from application.command import Command, Request, Word, new_id
+from application.pipelines import checked_parameters, known_template
+from application.platform import Platform, Transaction
+from application.ports import Catalogue
+from domain.pipeline_run import PipelineRun, Priority, RunScheduled, RunState, Trigger
+from domain.refusals import Conflict, Refusal
+
+
+class NewRun(Request):
+    """`date` is the day of data the run is for; today's UTC date when it is not given."""
+
+    date: date | None = None
+    trigger_by: Word = "manual"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class RequestRun(NewRun, Command):
+    customer_id: str
+    provider: str
+    domain: str
+    template: str
+    run_id: str = Field(default_factory=new_id)
+
+
+def request_run(command: RequestRun, platform: Platform, catalogue: Catalogue) -> UUID:
+    """Queue a run now; returns its id. Asking again with the same run_id finds the same run.
+
+    Raises `QuotaExceeded` (recorded once per limit and day), `Forbidden` for a suspended customer, `NotFound` for an
+    unknown template, `Invalid` for parameters that it does not take.
+    """
+    template = known_template(catalogue, command.provider, command.domain, command.template)
+    order = RunScheduled(
+        customer_id=command.customer_id,
+        provider=command.provider.upper(),
+        domain=command.domain.upper(),
+        template=command.template.lower(),
+        pipeline_id=template.id,
+        trigger_type=Trigger.MANUAL,
+        trigger_by=command.trigger_by,
+        run_date=command.date or command.at.astimezone(UTC).date(),
+        scheduled_for=command.at,
+        priority=Priority.MANUAL,
+        counted_on=command.at.astimezone(UTC).date(),
+        parameters=checked_parameters(template, command.parameters),
+    )
+    return _admit(command, UUID(command.run_id), order, platform)
+
+
+def _admit(command: Command, run_id: UUID, order: RunScheduled, platform: Platform) -> UUID:
+    def work(tx: Transaction) -> Refusal | None:
+        tx.lock([order.customer_id])
+        subscription = tx.subscription(order.customer_id)
+        run = tx.run(run_id, order.customer_id)
+        if run.exists:
+            return None
+        state = subscription.must("No such customer.")
+        admission = state.admit([str(run_id)], command.at, starting=True)
+        subscription.append(admission.events)
+        if admission.refusal is None:
+            run.append([order])
+        return admission.refusal
+
+    # The refusal is an event too: the transaction that records it must not be rolled back.
+    refusal = platform.transact(command, work)
+    if refusal is not None:
+        raise refusal
+    return run_id
+
+
+class CancelRun(Command):
+    customer_id: str
+    run_id: str
+    reason: str = "Cancelled on request."
+
+
+def cancel_run(command: CancelRun, platform: Platform) -> None:
+    """A waiting run ends at once and gives its unit of quota back; a running one at its worker's next heartbeat."""
+
+    def work(tx: Transaction) -> None:
+        tx.session.lock_runs([command.run_id])
+        tx.lock([command.customer_id])
+        run = tx.run(UUID(command.run_id), command.customer_id)
+        state = run.must("No such run.")
+        run.append(state.cancel(command.at, command.reason))
+        ended = run.must("No such run.")
+        if ended.state is RunState.CANCELLED:
+            give_back(tx, command, command.run_id, ended)
+        else:
+            tx.session.ask_to_stop(command.run_id)
+
+    platform.transact(command, work)
+
+
+def give_back(tx: Transaction, command: Command, run_id: str, run: PipelineRun) -> None:
+    """Return the unit of quota of a run that never started; the customer must be locked."""
+    if not run.started and run.order.counted_on is not None:
+        subscription = tx.subscription(run.customer_id)
+        state = subscription.must("No such customer.")
+        subscription.append(state.return_admissions([run_id], run.order.counted_on, command.at))
+
+
+class RetryRun(Command):
+    customer_id: str
+    run_id: str
+    new_run_id: str = Field(default_factory=new_id)
+
+
+def retry_run(command: RetryRun, platform: Platform) -> UUID:
+    """A new run with the same date and parameters as one that failed, was cancelled or skipped; returns its id."""
+
+    def look(tx: Transaction) -> PipelineRun:
+        return tx.run(UUID(command.run_id), command.customer_id).must("No such run.")
+
+    old = platform.transact(command, look)
+    if old.state not in {RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}:
+        raise Conflict(f"The run is {old.state}. Only a failed, cancelled or skipped run can be tried again.")
+    order = RunScheduled(
+        customer_id=old.customer_id,
+        provider=old.order.provider,
+        domain=old.order.domain,
+        template=old.order.template,
+        pipeline_id=old.order.pipeline_id,
+        trigger_type=Trigger.RETRY,
+        trigger_by=command.by.actor.partition(":")[0],
+        run_date=old.order.run_date,
+        scheduled_for=command.at,
+        priority=Priority.RETRY,
+        config_id=old.order.config_id,
+        counted_on=command.at.astimezone(UTC).date(),
+        retry_of=command.run_id,
+        parameters=old.order.parameters,
+    )
+    return _admit(command, UUID(command.new_run_id), order, platform)

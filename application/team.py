@@ -1,0 +1,54 @@
+"""The people of a customer."""
+
+from enum import StrEnum
+
+from pydantic import EmailStr, Field
+
+from application.command import Command, Identifier, Line, Request, new_id
+from application.platform import Platform, Transaction
+from domain.customer import TeamMemberAdded
+
+
+class Role(StrEnum):
+    OWNER = "OWNER"
+    MEMBER = "MEMBER"
+    VIEWER = "VIEWER"
+
+
+class NewTeamMember(Request):
+    email: EmailStr
+    name: Line
+    role: Role = Role.MEMBER
+
+
+class AddTeamMember(NewTeamMember, Command):
+    customer_id: str
+    member_id: Identifier = Field(default_factory=new_id)
+
+
+def add_team_member(command: AddTeamMember, platform: Platform) -> str:
+    """Add a person, within the plan's limit (`Forbidden` beyond); returns the member's id."""
+    added = TeamMemberAdded(member_id=command.member_id, email=command.email, name=command.name, role=command.role)
+
+    def work(tx: Transaction) -> None:
+        tx.lock([command.customer_id])
+        customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
+        limits = subscription.must("No such customer.").limits
+        customer.append(customer.must("No such customer.").add_team_member(added, limits.max_team_members))
+
+    platform.transact(command, work)
+    return command.member_id
+
+
+class RemoveTeamMember(Command):
+    customer_id: str
+    member_id: str
+
+
+def remove_team_member(command: RemoveTeamMember, platform: Platform) -> None:
+    def work(tx: Transaction) -> None:
+        tx.lock([command.customer_id])
+        customer = tx.customer(command.customer_id)
+        customer.append(customer.must("No such customer.").remove_team_member(command.member_id))
+
+    platform.transact(command, work)

@@ -1,0 +1,384 @@
+"""A customer of the platform: identity, keys, credentials, configurations, team."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+from domain.personal import PersonalText, PersonalTexts
+from domain.refusals import Conflict, Forbidden, NotFound
+
+Value = TypeVar("Value")
+
+KEY_LIFE: Final = timedelta(days=90)
+KEY_OVERLAP: Final = timedelta(hours=24)
+MAX_ACTIVE_KEYS: Final = 2
+MAX_PIPELINES: Final = 200
+MAX_PROVIDER_CONFIGS: Final = 100
+MAX_CREDENTIALS: Final = 100
+
+# --- events: these shapes are the storage format ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Onboarded:
+    customer_id: str
+    company_name: PersonalText
+    admin_email: PersonalText
+    plan: str
+    stripe_customer_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetProvisioned:
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKeyIssued:
+    """A key exists: its SHA-256, its ciphertext, its last four characters. Never the key."""
+
+    api_key_id: str
+    key_hash: str
+    sealed_key: bytes
+    last4: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKeyRetired:
+    """Another key took over; this one works until `expires_at`."""
+
+    api_key_id: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKeyRevoked:
+    api_key_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialAdded:
+    credential_id: str
+    provider: str
+    credential_type: str
+    credential_name: str
+    sealed: bytes
+    project_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialRevoked:
+    credential_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderConfigured:
+    config_id: str
+    provider: str
+    domain: str
+    source_project_id: str
+    source_dataset: str
+    notification_emails: PersonalTexts = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderConfigRemoved:
+    config_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """What a scheduled pipeline runs, and when."""
+
+    provider: str
+    domain: str
+    template: str
+    cron: str
+    timezone: str
+    is_active: bool = True
+    date_offset_days: int = 1
+    catch_up: str = "latest"
+    overlap: str = "queue"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineConfigured:
+    """`next_run_time` is the first slot after the command, None while the pipeline rests."""
+
+    config_id: str
+    pipeline: Pipeline
+    next_run_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineChanged:
+    config_id: str
+    pipeline: Pipeline
+    next_run_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineRemoved:
+    config_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeamMemberAdded:
+    member_id: str
+    email: PersonalText
+    name: PersonalText
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeamMemberRemoved:
+    member_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspended:
+    """The customer may do nothing until reactivated; `resting` are the pipelines that had a next slot."""
+
+    reason: str
+    resting: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reactivated:
+    """`next_run_times` are the first slots after the command: what was missed stays missed."""
+
+    reason: str
+    next_run_times: Mapping[str, datetime]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContactChanged:
+    company_name: PersonalText
+    admin_email: PersonalText
+
+
+CustomerEvent = (
+    Onboarded
+    | DatasetProvisioned
+    | ApiKeyIssued
+    | ApiKeyRetired
+    | ApiKeyRevoked
+    | CredentialAdded
+    | CredentialRevoked
+    | ProviderConfigured
+    | ProviderConfigRemoved
+    | PipelineConfigured
+    | PipelineChanged
+    | PipelineRemoved
+    | TeamMemberAdded
+    | TeamMemberRemoved
+    | Suspended
+    | Reactivated
+    | ContactChanged
+)
+
+# --- state --------------------------------------------------------------------------------------------------------
+
+
+class Status(StrEnum):
+    ACTIVE = "ACTIVE"
+    SUSPENDED = "SUSPENDED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Customer:
+    """One customer, with everything that decides what it may add or change."""
+
+    customer_id: str
+    company_name: str
+    admin_email: str
+    status: Status = Status.ACTIVE
+    provisioned: bool = False
+    api_keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    credentials: Mapping[str, str] = field(default_factory=dict)
+    provider_configs: Mapping[str, ProviderConfigured] = field(default_factory=dict)
+    pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
+    team: Mapping[str, str] = field(default_factory=dict)
+
+    def _active(self) -> None:
+        if self.status is Status.SUSPENDED:
+            raise Forbidden("Account suspended")
+
+    def active_keys(self, now: datetime) -> list[str]:
+        """Keys that work at `now`, the oldest first."""
+        return [key_id for key_id, key in self.api_keys.items() if key.expires_at > now]
+
+    def provisioned_with(self, tables: tuple[str, ...]) -> tuple[CustomerEvent, ...]:
+        return () if self.provisioned else (DatasetProvisioned(tables=tables),)
+
+    def issue_key(self, issued: ApiKeyIssued, now: datetime, *, replace_oldest: bool) -> tuple[CustomerEvent, ...]:
+        """A new key. The one before works for another day; of two, the oldest is revoked first if so asked."""
+        self._active()
+        active = self.active_keys(now)
+        events: list[CustomerEvent] = []
+        if len(active) >= MAX_ACTIVE_KEYS:
+            if not replace_oldest:
+                raise Conflict(f"{MAX_ACTIVE_KEYS} API keys are active already. Revoke one first.")
+            events += [ApiKeyRevoked(api_key_id=k) for k in active[: 1 - MAX_ACTIVE_KEYS]]
+            active = active[1 - MAX_ACTIVE_KEYS :]
+        until = now + KEY_OVERLAP
+        events += [ApiKeyRetired(api_key_id=k, expires_at=until) for k in active if self.api_keys[k].expires_at > until]
+        return (*events, issued)
+
+    def revoke_key(self, api_key_id: str, now: datetime) -> tuple[CustomerEvent, ...]:
+        if api_key_id not in self.active_keys(now):
+            raise NotFound("No such active API key.")
+        return (ApiKeyRevoked(api_key_id=api_key_id),)
+
+    def add_credential(self, added: CredentialAdded, max_providers: int) -> tuple[CustomerEvent, ...]:
+        """Distinct providers stay within the plan's limit; several credentials of one provider count once."""
+        self._active()
+        self._provider_fits(added.provider, max_providers)
+        if len(self.credentials) >= MAX_CREDENTIALS:
+            raise Forbidden(f"A customer can hold {MAX_CREDENTIALS} credentials. Revoke one first.")
+        return (added,)
+
+    def _provider_fits(self, provider: str, max_providers: int) -> None:
+        known = set(self.credentials.values())
+        if provider not in known and len(known) >= max_providers:
+            raise Forbidden(f"The plan allows {max_providers} providers, and {len(known)} have credentials already.")
+
+    def revoke_credential(self, credential_id: str) -> tuple[CustomerEvent, ...]:
+        if credential_id not in self.credentials:
+            raise NotFound("No such credential.")
+        return (CredentialRevoked(credential_id=credential_id),)
+
+    def configure_provider(self, configured: ProviderConfigured) -> tuple[CustomerEvent, ...]:
+        """Say where the source of one provider and domain lies; saying it again replaces what was said."""
+        self._active()
+        if len(self.provider_configs) >= MAX_PROVIDER_CONFIGS:
+            raise Forbidden(f"A customer can hold {MAX_PROVIDER_CONFIGS} provider configurations. Delete one first.")
+        return (configured,)
+
+    def remove_provider_config(self, config_id: str) -> tuple[CustomerEvent, ...]:
+        if config_id not in self.provider_configs:
+            raise NotFound("No such provider configuration.")
+        return (ProviderConfigRemoved(config_id=config_id),)
+
+    def configuration(self, provider: str, domain: str) -> ProviderConfigured | None:
+        """The newest configuration of that provider and domain."""
+        fitting = [c for c in self.provider_configs.values() if (c.provider, c.domain) == (provider, domain)]
+        return fitting[-1] if fitting else None
+
+    def configure_pipeline(
+        self, config_id: str, pipeline: Pipeline, next_run_time: datetime
+    ) -> tuple[CustomerEvent, ...]:
+        self._active()
+        if len(self.pipelines) >= MAX_PIPELINES:
+            raise Forbidden(f"A customer can have {MAX_PIPELINES} scheduled pipelines. Delete one first.")
+        return (
+            PipelineConfigured(
+                config_id=config_id, pipeline=pipeline, next_run_time=next_run_time if pipeline.is_active else None
+            ),
+        )
+
+    def pipeline(self, config_id: str) -> Pipeline:
+        if config_id not in self.pipelines:
+            raise NotFound("No such pipeline.")
+        return self.pipelines[config_id]
+
+    def change_pipeline(self, config_id: str, pipeline: Pipeline, next_run_time: datetime) -> tuple[CustomerEvent, ...]:
+        """Another schedule, zone, state or parameters. The next slot lies after the change: nothing is caught up."""
+        self._active()
+        if self.pipeline(config_id) == pipeline:
+            return ()
+        return (
+            PipelineChanged(
+                config_id=config_id, pipeline=pipeline, next_run_time=next_run_time if pipeline.is_active else None
+            ),
+        )
+
+    def remove_pipeline(self, config_id: str) -> tuple[CustomerEvent, ...]:
+        self.pipeline(config_id)
+        return (PipelineRemoved(config_id=config_id),)
+
+    def add_team_member(self, added: TeamMemberAdded, max_team_members: int) -> tuple[CustomerEvent, ...]:
+        self._active()
+        if added.email.lower() in {email.lower() for email in self.team.values()}:
+            raise Conflict("This person is a team member already.")
+        if len(self.team) >= max_team_members:
+            raise Forbidden(f"The plan allows {max_team_members} team members, and all places are taken.")
+        return (added,)
+
+    def remove_team_member(self, member_id: str) -> tuple[CustomerEvent, ...]:
+        if member_id not in self.team:
+            raise NotFound("No such team member.")
+        return (TeamMemberRemoved(member_id=member_id),)
+
+    def suspend(self, reason: str) -> tuple[CustomerEvent, ...]:
+        if self.status is Status.SUSPENDED:
+            return ()
+        resting = tuple(config_id for config_id, pipeline in self.pipelines.items() if pipeline.is_active)
+        return (Suspended(reason=reason, resting=resting),)
+
+    def reactivate(self, reason: str, next_run_times: Mapping[str, datetime]) -> tuple[CustomerEvent, ...]:
+        """`next_run_times` holds the next slot of every active pipeline."""
+        if self.status is Status.ACTIVE:
+            return ()
+        return (Reactivated(reason=reason, next_run_times=dict(next_run_times)),)
+
+    def change_contact(self, company_name: str | None, admin_email: str | None) -> tuple[CustomerEvent, ...]:
+        company, email = company_name or self.company_name, admin_email or self.admin_email
+        if (company, email) == (self.company_name, self.admin_email):
+            return ()
+        return (ContactChanged(company_name=company, admin_email=email),)
+
+
+# --- fold ---------------------------------------------------------------------------------------------------------
+
+
+def _without(mapping: Mapping[str, Value], key: str) -> dict[str, Value]:
+    return {k: v for k, v in mapping.items() if k != key}
+
+
+def evolve(state: Customer | None, event: CustomerEvent) -> Customer:  # noqa: C901, PLR0911, PLR0912 - one case an event
+    """What the customer is after `event`."""
+    if isinstance(event, Onboarded):
+        return Customer(customer_id=event.customer_id, company_name=event.company_name, admin_email=event.admin_email)
+    assert state is not None, "a customer begins with Onboarded"  # noqa: S101 - the store keeps the order
+    match event:
+        case DatasetProvisioned():
+            return replace(state, provisioned=True)
+        case ApiKeyIssued(api_key_id=key_id, expires_at=until) | ApiKeyRetired(api_key_id=key_id, expires_at=until):
+            return replace(state, api_keys={**state.api_keys, key_id: ApiKey(expires_at=until)})
+        case ApiKeyRevoked(api_key_id=key_id):
+            return replace(state, api_keys=_without(state.api_keys, key_id))
+        case CredentialAdded(credential_id=credential_id, provider=provider):
+            return replace(state, credentials={**state.credentials, credential_id: provider})
+        case CredentialRevoked(credential_id=credential_id):
+            return replace(state, credentials=_without(state.credentials, credential_id))
+        case ProviderConfigured(config_id=config_id):
+            return replace(state, provider_configs={**state.provider_configs, config_id: event})
+        case ProviderConfigRemoved(config_id=config_id):
+            return replace(state, provider_configs=_without(state.provider_configs, config_id))
+        case (
+            PipelineConfigured(config_id=config_id, pipeline=pipeline)
+            | PipelineChanged(config_id=config_id, pipeline=pipeline)
+        ):
+            return replace(state, pipelines={**state.pipelines, config_id: pipeline})
+        case PipelineRemoved(config_id=config_id):
+            return replace(state, pipelines=_without(state.pipelines, config_id))
+        case TeamMemberAdded(member_id=member_id, email=email):
+            return replace(state, team={**state.team, member_id: email})
+        case TeamMemberRemoved(member_id=member_id):
+            return replace(state, team=_without(state.team, member_id))
+        case Suspended():
+            return replace(state, status=Status.SUSPENDED)
+        case Reactivated():
+            return replace(state, status=Status.ACTIVE)
+        case ContactChanged(company_name=company_name, admin_email=admin_email):
+            return replace(state, company_name=company_name, admin_email=admin_email)

@@ -1,0 +1,11 @@
+"""The mark on event fields that name a person. The store seals them under the customer's data key."""
+
+from typing import Annotated
+
+
+class Personal:
+    """Marks an event field (`Annotated[str, Personal]`): erasing the customer's key erases what it holds."""
+
+
+PersonalText = Annotated[str, Personal]
+PersonalTexts = Annotated[tuple[str, ...], Personal]

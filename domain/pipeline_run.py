@@ -1,0 +1,345 @@
+"""One execution of a pipeline.
+
+PENDING → RUNNING → COMPLETED
+   │         ├────→ FAILED
+   │         ├────→ PENDING      (requeued: a retry, or the lease ran out)
+   │         └────→ CANCELLED
+   ├─────────────→ CANCELLED
+   └─────────────→ SKIPPED
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
+from enum import IntEnum, StrEnum
+from typing import Any, Final
+
+from domain.refusals import Conflict
+
+
+class RunState(StrEnum):
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    SKIPPED = "SKIPPED"
+
+    @property
+    def ended(self) -> bool:
+        return self not in {RunState.PENDING, RunState.RUNNING}
+
+
+class Trigger(StrEnum):
+    MANUAL = "manual"
+    SCHEDULED = "scheduled"
+    RETRY = "retry"
+    ONBOARDING = "onboarding"
+
+
+class Priority(IntEnum):
+    """Which run of one customer goes first: the lower number."""
+
+    ONBOARDING = 0
+    MANUAL = 10
+    RETRY = 20
+    SCHEDULED = 30
+    CATCH_UP = 40
+
+
+MAX_ATTEMPTS: Final = 3
+
+# --- events: these shapes are the storage format ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunScheduled:
+    """A run came into being and waits for a worker.
+
+    `counted_on` is the UTC day whose quota it took a unit of, None when it counts against none; `next_run_time` is the
+    pipeline's next slot, `missed` how many older slots this run stands for.
+    """
+
+    customer_id: str
+    provider: str
+    domain: str
+    template: str
+    pipeline_id: str
+    trigger_type: Trigger
+    trigger_by: str
+    run_date: date
+    scheduled_for: datetime
+    priority: int
+    config_id: str | None = None
+    counted_on: date | None = None
+    next_run_time: datetime | None = None
+    missed: int = 0
+    retry_of: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunClaimed:
+    """A worker took the run. `attempt` is the fencing token: whatever the worker says later must carry it."""
+
+    worker_id: str
+    attempt: int
+    started_at: datetime
+    lease_expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectationMet:
+    """How one data-quality check came out; `observed` says what was seen, never a customer's values."""
+
+    name: str
+    passed: bool
+    severity: str
+    observed: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFinished:
+    attempt: int
+    index: int
+    name: str
+    type: str
+    status: str
+    started_at: datetime
+    ended_at: datetime
+    rows: int = 0
+    error: str | None = None
+    target_table: str | None = None
+    expectations: tuple[ExpectationMet, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCompleted:
+    attempt: int
+    started_at: datetime
+    ended_at: datetime
+    rows: int
+    config_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFailed:
+    attempt: int
+    started_at: datetime
+    ended_at: datetime
+    error: str
+    rows: int = 0
+    config_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequeued:
+    """Back in the queue until `not_before`: the attempt failed in a way that can pass, or its lease ran out."""
+
+    attempt: int
+    not_before: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCancelled:
+    attempt: int
+    ended_at: datetime
+    reason: str
+    started_at: datetime | None = None
+    config_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSkipped:
+    ended_at: datetime
+    reason: str
+    config_id: str | None = None
+
+
+RunEvent = (
+    RunScheduled
+    | RunClaimed
+    | StepFinished
+    | RunCompleted
+    | RunFailed
+    | RunRequeued
+    | CancelRequested
+    | RunCancelled
+    | RunSkipped
+)
+
+# --- state --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineRun:
+    """One execution of a pipeline: pending → running → completed."""
+
+    order: RunScheduled
+    state: RunState = RunState.PENDING
+    attempt: int = 0
+    worker_id: str | None = None
+    started_at: datetime | None = None
+    lease_expires_at: datetime | None = None
+    not_before: datetime | None = None
+    cancel_requested: bool = False
+    steps_done: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def customer_id(self) -> str:
+        return self.order.customer_id
+
+    def claim(self, worker_id: str, at: datetime, lease: timedelta) -> tuple[RunEvent, ...]:
+        """A worker takes the run for `lease`."""
+        if self.state is not RunState.PENDING:
+            raise Conflict(f"The run is {self.state} already.")
+        if self.not_before is not None and at < self.not_before:
+            raise Conflict("The run waits for its next attempt.")
+        return (RunClaimed(worker_id=worker_id, attempt=self.attempt + 1, started_at=at, lease_expires_at=at + lease),)
+
+    def _held(self, worker_id: str, attempt: int) -> None:
+        if self.state is not RunState.RUNNING or self.attempt != attempt or self.worker_id != worker_id:
+            raise Conflict(f"Attempt {attempt} no longer holds the run: it is {self.state}, attempt {self.attempt}.")
+
+    def finish_step(self, worker_id: str, step: StepFinished) -> tuple[RunEvent, ...]:
+        """Record a step of the attempt that holds the run; the same step twice is one step."""
+        self._held(worker_id, step.attempt)
+        return () if (step.attempt, step.index) in self.steps_done else (step,)
+
+    def complete(self, worker_id: str, attempt: int, at: datetime, rows: int) -> tuple[RunEvent, ...]:
+        self._held(worker_id, attempt)
+        return (
+            RunCompleted(
+                attempt=attempt,
+                started_at=self.started_at or at,
+                ended_at=at,
+                rows=rows,
+                config_id=self.order.config_id,
+            ),
+        )
+
+    def fail(
+        self, worker_id: str, attempt: int, at: datetime, error: str, retry_after: timedelta | None
+    ) -> tuple[RunEvent, ...]:
+        """The attempt failed. With `retry_after` the error can pass: the run goes back while it has attempts left."""
+        self._held(worker_id, attempt)
+        if retry_after is not None and attempt < MAX_ATTEMPTS:
+            return (RunRequeued(attempt=attempt, not_before=at + retry_after, reason=error),)
+        return (
+            RunFailed(
+                attempt=attempt,
+                started_at=self.started_at or at,
+                ended_at=at,
+                error=error,
+                config_id=self.order.config_id,
+            ),
+        )
+
+    def hand_back(self, worker_id: str, attempt: int, at: datetime, reason: str) -> tuple[RunEvent, ...]:
+        """The worker stops before the end and lets another one have the run at once."""
+        self._held(worker_id, attempt)
+        return (RunRequeued(attempt=attempt, not_before=at, reason=reason),)
+
+    def expire(self, at: datetime) -> tuple[RunEvent, ...]:
+        """The lease ran out: the run goes back to the queue, or has failed when its attempts are used up.
+
+        Whether it ran out is the caller's to say, by the database's clock: leases are renewed without events.
+        """
+        if self.state is not RunState.RUNNING:
+            return ()
+        reason = f"Worker {self.worker_id} stopped answering during attempt {self.attempt}."
+        if self.cancel_requested:
+            return (
+                RunCancelled(
+                    attempt=self.attempt,
+                    started_at=self.started_at,
+                    ended_at=at,
+                    reason="Cancelled on request.",
+                    config_id=self.order.config_id,
+                ),
+            )
+        if self.attempt >= MAX_ATTEMPTS:
+            return (
+                RunFailed(
+                    attempt=self.attempt,
+                    started_at=self.started_at or at,
+                    ended_at=at,
+                    error=reason,
+                    config_id=self.order.config_id,
+                ),
+            )
+        return (RunRequeued(attempt=self.attempt, not_before=at, reason=reason),)
+
+    def cancel(self, at: datetime, reason: str) -> tuple[RunEvent, ...]:
+        """Ask for the end of the run: at once while it waits, at the worker's next heartbeat while it runs."""
+        match self.state:
+            case RunState.PENDING:
+                return (RunCancelled(attempt=self.attempt, ended_at=at, reason=reason, config_id=self.order.config_id),)
+            case RunState.RUNNING:
+                return () if self.cancel_requested else (CancelRequested(reason=reason),)
+            case _:
+                raise Conflict(f"The run is {self.state} already and cannot be cancelled.")
+
+    def stop_cancelled(self, worker_id: str, attempt: int, at: datetime) -> tuple[RunEvent, ...]:
+        """The worker saw the request and stopped."""
+        self._held(worker_id, attempt)
+        return (
+            RunCancelled(
+                attempt=attempt,
+                started_at=self.started_at,
+                ended_at=at,
+                reason="Cancelled on request.",
+                config_id=self.order.config_id,
+            ),
+        )
+
+    def skip(self, at: datetime, reason: str) -> tuple[RunEvent, ...]:
+        if self.state is not RunState.PENDING:
+            raise Conflict(f"The run is {self.state} already.")
+        return (RunSkipped(ended_at=at, reason=reason, config_id=self.order.config_id),)
+
+    @property
+    def started(self) -> bool:
+        """Whether any attempt ever began: only a run that never did gives its unit of quota back."""
+        return self.attempt > 0
+
+
+# --- fold ---------------------------------------------------------------------------------------------------------
+
+
+def evolve(run: PipelineRun | None, event: RunEvent) -> PipelineRun:  # noqa: PLR0911 - one case an event
+    """What the run is after `event`."""
+    if isinstance(event, RunScheduled):
+        return PipelineRun(order=event)
+    assert run is not None, "a run begins with RunScheduled"  # noqa: S101 - the store keeps the order
+    match event:
+        case RunClaimed(worker_id=worker_id, attempt=attempt, started_at=started_at, lease_expires_at=until):
+            return replace(
+                run,
+                state=RunState.RUNNING,
+                attempt=attempt,
+                worker_id=worker_id,
+                started_at=started_at,
+                lease_expires_at=until,
+            )
+        case StepFinished(attempt=attempt, index=index):
+            return replace(run, steps_done=run.steps_done | {(attempt, index)})
+        case RunRequeued(not_before=not_before):
+            return replace(run, state=RunState.PENDING, worker_id=None, lease_expires_at=None, not_before=not_before)
+        case CancelRequested():
+            return replace(run, cancel_requested=True)
+        case RunCompleted():
+            return replace(run, state=RunState.COMPLETED)
+        case RunFailed():
+            return replace(run, state=RunState.FAILED)
+        case RunCancelled():
+            return replace(run, state=RunState.CANCELLED)
+        case RunSkipped():
+            return replace(run, state=RunState.SKIPPED)

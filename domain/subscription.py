@@ -1,0 +1,368 @@
+"""A customer's subscription: the plan, and which runs it has room for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
+from enum import StrEnum
+from typing import Final
+
+from domain.plans import LIMITS, Limits, Overrides, Plan
+from domain.refusals import Conflict, Forbidden, Limit, QuotaExceeded, Refusal
+
+# --- events: these shapes are the storage format ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What was used on one UTC day and in its month, and how much runs now. Totals, never increments."""
+
+    day: date
+    admitted: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    month_admitted: int = 0
+    running: int = 0
+
+    def at(self, now: datetime) -> "Usage":
+        """The same usage seen at `now`: a new day, and a new month, start from zero. Time never runs backwards."""
+        today = now.astimezone(UTC).date()
+        if today <= self.day:
+            return self
+        same_month = (today.year, today.month) == (self.day.year, self.day.month)
+        return Usage(day=today, month_admitted=self.month_admitted if same_month else 0, running=self.running)
+
+
+class Status(StrEnum):
+    ACTIVE = "ACTIVE"
+    SUSPENDED = "SUSPENDED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    customer_id: str
+    plan: Plan
+    limits: Limits
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanChanged:
+    plan: Plan
+    limits: Limits
+    usage: Usage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsOverridden:
+    """`overrides` are the exceptions now in force, `limits` what follows from them and the plan."""
+
+    overrides: Overrides
+    limits: Limits
+    usage: Usage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsAdmitted:
+    """Units of the day's and the month's quota taken by `run_ids`."""
+
+    run_ids: tuple[str, ...]
+    usage: Usage
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionsReturned:
+    """Units given back, by runs that never started, to the day they were taken from."""
+
+    run_ids: tuple[str, ...]
+    day: date
+    admitted_that_day: int
+    usage: Usage
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRefused:
+    """A run found no room: recorded once per limit and day."""
+
+    limit: Limit
+    used: int
+    allowed: int
+    day: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotTaken:
+    """`run_ids` started: each holds one concurrent place."""
+
+    run_ids: tuple[str, ...]
+    usage: Usage
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotReleased:
+    """`run_ids` ended, whatever ended them, and gave their places back."""
+
+    run_ids: tuple[str, ...]
+    usage: Usage
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageReset:
+    usage: Usage
+    limits: Limits
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    reason: str
+
+
+SubscriptionEvent = (
+    Opened
+    | PlanChanged
+    | LimitsOverridden
+    | RunsAdmitted
+    | AdmissionsReturned
+    | RunRefused
+    | SlotTaken
+    | SlotReleased
+    | UsageReset
+    | Paused
+    | Resumed
+    | Cancelled
+)
+
+# --- state --------------------------------------------------------------------------------------------------------
+
+_DAYS_KEPT: Final = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Which runs were let in, why the others were not, and the events that say so."""
+
+    admitted: tuple[str, ...]
+    refusal: Refusal | None
+    events: tuple[SubscriptionEvent, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """Plan, limits and usage of one customer: decides whether a run is admitted and when it may start."""
+
+    customer_id: str
+    plan: Plan
+    limits: Limits
+    usage: Usage
+    overrides: Overrides = field(default_factory=Overrides)
+    status: Status = Status.ACTIVE
+    running: frozenset[str] = frozenset()
+    admitted_by_day: Mapping[date, int] = field(default_factory=dict)
+    refused: frozenset[tuple[Limit, date]] = frozenset()
+
+    # rules, in the order in which they are checked
+
+    def _active(self) -> Refusal | None:
+        return None if self.status is Status.ACTIVE else Forbidden("Account suspended")
+
+    def _daily(self, usage: Usage) -> QuotaExceeded | None:
+        allowed = self.limits.max_pipelines_per_day
+        midnight = datetime.combine(usage.day + timedelta(days=1), time(0), UTC)
+        full = usage.admitted >= allowed
+        return QuotaExceeded(Limit.DAILY, usage.admitted, allowed, resets_at=midnight) if full else None
+
+    def _monthly(self, usage: Usage) -> QuotaExceeded | None:
+        allowed = self.limits.max_pipelines_per_month
+        full = usage.month_admitted >= allowed
+        first = first_of_next_month(usage.day)
+        return QuotaExceeded(Limit.MONTHLY, usage.month_admitted, allowed, resets_on=first) if full else None
+
+    def _concurrent(self, usage: Usage) -> QuotaExceeded | None:
+        allowed = self.limits.max_concurrent_pipelines
+        return QuotaExceeded(Limit.CONCURRENT, usage.running, allowed) if usage.running >= allowed else None
+
+    # decisions
+
+    def admit(self, run_ids: Sequence[str], now: datetime, *, starting: bool) -> Admission:
+        """Let in as many of `run_ids`, in order, as the day and the month have room for.
+
+        A caller who is `starting` the run right away is refused when all concurrent places are taken; a scheduled run
+        is not: it waits for one. A refusal is recorded at most once per limit and day.
+        """
+        usage = self.usage.at(now)
+        admitted: list[str] = []
+        refusal = self._active()
+        for run_id in run_ids if refusal is None else ():
+            refusal = self._daily(usage) or self._monthly(usage) or (self._concurrent(usage) if starting else None)
+            if refusal is not None:
+                break
+            usage = replace(usage, admitted=usage.admitted + 1, month_admitted=usage.month_admitted + 1)
+            admitted.append(run_id)
+        events: list[SubscriptionEvent] = []
+        if admitted:
+            events.append(RunsAdmitted(run_ids=tuple(admitted), usage=usage, limits=self.limits))
+        if isinstance(refusal, QuotaExceeded) and (refusal.limit, usage.day) not in self.refused:
+            used, allowed = refusal.used, refusal.allowed
+            events.append(RunRefused(limit=refusal.limit, used=used, allowed=allowed, day=usage.day))
+        return Admission(admitted=tuple(admitted), refusal=refusal, events=tuple(events))
+
+    def places(self) -> int:
+        """How many more runs may start now."""
+        if self.status is not Status.ACTIVE:
+            return 0
+        return max(0, self.limits.max_concurrent_pipelines - len(self.running))
+
+    def take_slots(self, run_ids: Sequence[str], now: datetime) -> tuple[SubscriptionEvent, ...]:
+        """Start `run_ids`. Raises the refusal when they do not all fit; a run that holds a place already takes none."""
+        new = tuple(r for r in run_ids if r not in self.running)
+        if not new:
+            return ()
+        usage = self.usage.at(now)
+        if refusal := self._active():
+            raise refusal
+        if len(new) > self.places():
+            raise self._concurrent(usage) or QuotaExceeded(
+                Limit.CONCURRENT, usage.running, self.limits.max_concurrent_pipelines
+            )
+        usage = replace(usage, running=len(self.running) + len(new))
+        return (SlotTaken(run_ids=new, usage=usage, limits=self.limits),)
+
+    def release_slots(self, outcomes: Mapping[str, bool | None], now: datetime) -> tuple[SubscriptionEvent, ...]:
+        """Give back the places of runs that ended (True: succeeded, False: failed, None: neither). Once only."""
+        held = {r: outcome for r, outcome in outcomes.items() if r in self.running}
+        if not held:
+            return ()
+        usage = self.usage.at(now)
+        usage = replace(
+            usage,
+            running=len(self.running) - len(held),
+            succeeded=usage.succeeded + sum(1 for o in held.values() if o is True),
+            failed=usage.failed + sum(1 for o in held.values() if o is False),
+        )
+        return (SlotReleased(run_ids=tuple(held), usage=usage, limits=self.limits),)
+
+    def return_admissions(self, run_ids: Sequence[str], day: date, now: datetime) -> tuple[SubscriptionEvent, ...]:
+        """Give units of `day` back: their runs never started."""
+        usage = self.usage.at(now)
+        that_day = max(0, self.admitted_by_day.get(day, 0) - len(run_ids))
+        if day == usage.day:
+            usage = replace(usage, admitted=that_day)
+        if (day.year, day.month) == (usage.day.year, usage.day.month):
+            usage = replace(usage, month_admitted=max(0, usage.month_admitted - len(run_ids)))
+        return (
+            AdmissionsReturned(
+                run_ids=tuple(run_ids), day=day, admitted_that_day=that_day, usage=usage, limits=self.limits
+            ),
+        )
+
+    def change_plan(self, plan: Plan, reason: str, now: datetime) -> tuple[SubscriptionEvent, ...]:
+        """Another plan; an operator's exceptions stay in force."""
+        if self.status is Status.CANCELLED:
+            raise Conflict("The subscription was cancelled.")
+        if plan is self.plan:
+            return ()
+        limits = self.overrides.over(LIMITS[plan])
+        return (PlanChanged(plan=plan, limits=limits, usage=self.usage.at(now), reason=reason),)
+
+    def override_limits(self, overrides: Overrides, reason: str, now: datetime) -> tuple[SubscriptionEvent, ...]:
+        """Replace the operator's exceptions by `overrides`."""
+        overrides.check()
+        if overrides == self.overrides:
+            return ()
+        limits = overrides.over(LIMITS[self.plan])
+        return (LimitsOverridden(overrides=overrides, limits=limits, usage=self.usage.at(now), reason=reason),)
+
+    def reset_usage(self, now: datetime, reason: str, *, daily: bool, monthly: bool) -> tuple[SubscriptionEvent, ...]:
+        """Count the day, the month, or both, from zero again."""
+        usage = self.usage.at(now)
+        usage = replace(
+            usage,
+            admitted=0 if daily else usage.admitted,
+            month_admitted=0 if monthly else usage.month_admitted,
+        )
+        return (UsageReset(usage=usage, limits=self.limits, reason=reason),)
+
+    def recount(self, actually_running: Sequence[str], now: datetime, reason: str) -> tuple[SubscriptionEvent, ...]:
+        """Give back places held by runs that are not running: `actually_running` is what the runs themselves say."""
+        stale = self.running - frozenset(actually_running)
+        if not stale:
+            usage = replace(self.usage.at(now), running=len(self.running))
+            return (UsageReset(usage=usage, limits=self.limits, reason=reason),)
+        return self.release_slots(dict.fromkeys(sorted(stale)), now)
+
+    def pause(self, reason: str) -> tuple[SubscriptionEvent, ...]:
+        return (Paused(reason=reason),) if self.status is Status.ACTIVE else ()
+
+    def resume(self, reason: str) -> tuple[SubscriptionEvent, ...]:
+        return (Resumed(reason=reason),) if self.status is Status.SUSPENDED else ()
+
+
+def first_of_next_month(day: date) -> date:
+    return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+
+
+def open_subscription(customer_id: str, plan: Plan, now: datetime) -> Opened:
+    usage = Usage(day=now.astimezone(UTC).date())
+    return Opened(customer_id=customer_id, plan=plan, limits=LIMITS[plan], usage=usage)
+
+
+# --- fold ---------------------------------------------------------------------------------------------------------
+
+
+def _counted(state: Subscription, usage: Usage, other: tuple[date, int] | None = None) -> Subscription:
+    days = dict(state.admitted_by_day)
+    days[usage.day] = usage.admitted
+    if other is not None:
+        days[other[0]] = other[1]
+    if len(days) > _DAYS_KEPT:
+        del days[min(days)]
+    refused = state.refused if usage.day == state.usage.day else frozenset()
+    return replace(state, usage=usage, admitted_by_day=days, refused=refused)
+
+
+def evolve(state: Subscription | None, event: SubscriptionEvent) -> Subscription:  # noqa: C901, PLR0911 - one case an event
+    """What the subscription is after `event`."""
+    if isinstance(event, Opened):
+        opened = Subscription(customer_id=event.customer_id, plan=event.plan, limits=event.limits, usage=event.usage)
+        return _counted(opened, event.usage)
+    assert state is not None, "a subscription begins with Opened"  # noqa: S101 - the store keeps the order
+    match event:
+        case RunsAdmitted(usage=usage):
+            return _counted(state, usage)
+        case SlotTaken(run_ids=run_ids, usage=usage):
+            return replace(_counted(state, usage), running=state.running.union(run_ids))
+        case SlotReleased(run_ids=run_ids, usage=usage):
+            return replace(_counted(state, usage), running=state.running.difference(run_ids))
+        case AdmissionsReturned(usage=usage, day=day, admitted_that_day=that_day):
+            return _counted(state, usage, (day, that_day))
+        case RunRefused(limit=limit, day=day):
+            return replace(state, refused=frozenset(r for r in state.refused if r[1] == day) | {(limit, day)})
+        case PlanChanged(plan=plan, limits=limits, usage=usage):
+            return replace(_counted(state, usage), plan=plan, limits=limits, refused=frozenset())
+        case LimitsOverridden(overrides=overrides, limits=limits, usage=usage):
+            return replace(_counted(state, usage), overrides=overrides, limits=limits, refused=frozenset())
+        case UsageReset(usage=usage):
+            return replace(_counted(state, usage), refused=frozenset())
+        case Paused():
+            return replace(state, status=Status.SUSPENDED)
+        case Resumed():
+            return replace(state, status=Status.ACTIVE)
+        case Cancelled():
+            return replace(state, status=Status.CANCELLED)

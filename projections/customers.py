@@ -1,0 +1,241 @@
+"""Rows of customers: profiles, keys, credentials, configurations, team."""
+
+from collections.abc import Iterator
+from functools import singledispatch
+from typing import Any
+
+from domain.customer import (
+    ApiKeyIssued,
+    ApiKeyRetired,
+    ApiKeyRevoked,
+    ContactChanged,
+    CredentialAdded,
+    CredentialRevoked,
+    CustomerEvent,
+    DatasetProvisioned,
+    Onboarded,
+    PipelineChanged,
+    PipelineConfigured,
+    PipelineRemoved,
+    ProviderConfigRemoved,
+    ProviderConfigured,
+    Reactivated,
+    Suspended,
+    TeamMemberAdded,
+    TeamMemberRemoved,
+)
+from domain.envelope import Envelope
+from projections.rows import Put, RowChange, Set, Table
+from projections.tables import (
+    CUSTOMER_API_KEYS,
+    CUSTOMER_CLOUD_CREDENTIALS,
+    CUSTOMER_PIPELINE_CONFIGS,
+    CUSTOMER_PROFILES,
+    CUSTOMER_PROVIDER_CONFIGS,
+    CUSTOMER_TEAM_MEMBERS,
+)
+
+
+@singledispatch
+def rows(event: CustomerEvent, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - what every case takes
+    """The rows of one customer event."""
+    raise TypeError(f"No rows are defined for {type(event).__name__}.")
+
+
+def _profile(at: Envelope, **values: Any) -> Set:  # noqa: ANN401 - a column's value
+    return Set(CUSTOMER_PROFILES, {"customer_id": at.customer_id, **values, "updated_at": at.at})
+
+
+def _gone(table: Table, key: str, value: str, at: Envelope) -> Set:
+    return Set(table, {key: value, "is_active": False, "updated_at": at.at, "deleted_at": at.at})
+
+
+@rows.register
+def _(event: Onboarded, at: Envelope) -> Iterator[RowChange]:
+    yield Put(
+        CUSTOMER_PROFILES,
+        {
+            "customer_id": event.customer_id,
+            "tenant_id": event.customer_id,
+            "tenant_dataset_id": event.customer_id,
+            "company_name": event.company_name,
+            "admin_email": event.admin_email,
+            "status": "ACTIVE",
+            "subscription_plan": event.plan,
+            "stripe_customer_id": event.stripe_customer_id,
+            "dataset_created": False,
+            "created_at": at.at,
+            "updated_at": at.at,
+            "deleted_at": None,
+        },
+    )
+
+
+@rows.register
+def _(event: DatasetProvisioned, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the tables are not in the row
+    yield _profile(at, dataset_created=True)
+
+
+@rows.register
+def _(event: ContactChanged, at: Envelope) -> Iterator[RowChange]:
+    yield _profile(at, company_name=event.company_name, admin_email=event.admin_email)
+
+
+@rows.register
+def _(event: Suspended, at: Envelope) -> Iterator[RowChange]:
+    yield _profile(at, status="SUSPENDED")
+    for config_id in event.resting:
+        yield Set(CUSTOMER_PIPELINE_CONFIGS, {"config_id": config_id, "next_run_time": None})
+
+
+@rows.register
+def _(event: Reactivated, at: Envelope) -> Iterator[RowChange]:
+    yield _profile(at, status="ACTIVE")
+    for config_id, slot in event.next_run_times.items():
+        yield Set(CUSTOMER_PIPELINE_CONFIGS, {"config_id": config_id, "next_run_time": slot})
+
+
+@rows.register
+def _(event: ApiKeyIssued, at: Envelope) -> Iterator[RowChange]:
+    yield Put(
+        CUSTOMER_API_KEYS,
+        {
+            "api_key_id": event.api_key_id,
+            "customer_id": at.customer_id,
+            "api_key_hash": event.key_hash,
+            "encrypted_api_key": event.sealed_key,
+            "last4": event.last4,
+            "is_active": True,
+            "created_at": at.at,
+            "expires_at": event.expires_at,
+            "revoked_at": None,
+            "deleted_at": None,
+        },
+    )
+
+
+@rows.register
+def _(event: ApiKeyRetired, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the key keeps its other columns
+    yield Set(CUSTOMER_API_KEYS, {"api_key_id": event.api_key_id, "expires_at": event.expires_at})
+
+
+@rows.register
+def _(event: ApiKeyRevoked, at: Envelope) -> Iterator[RowChange]:
+    yield Set(CUSTOMER_API_KEYS, {"api_key_id": event.api_key_id, "is_active": False, "revoked_at": at.at})
+
+
+@rows.register
+def _(event: CredentialAdded, at: Envelope) -> Iterator[RowChange]:
+    yield Put(
+        CUSTOMER_CLOUD_CREDENTIALS,
+        {
+            "credential_id": event.credential_id,
+            "customer_id": at.customer_id,
+            "provider": event.provider,
+            "credential_type": event.credential_type,
+            "credential_name": event.credential_name,
+            "encrypted_credentials": event.sealed,
+            "project_id": event.project_id,
+            "is_active": True,
+            "created_at": at.at,
+            "updated_at": at.at,
+            "deleted_at": None,
+        },
+    )
+
+
+@rows.register
+def _(event: CredentialRevoked, at: Envelope) -> Iterator[RowChange]:
+    yield _gone(CUSTOMER_CLOUD_CREDENTIALS, "credential_id", event.credential_id, at)
+
+
+@rows.register
+def _(event: ProviderConfigured, at: Envelope) -> Iterator[RowChange]:
+    yield Put(
+        CUSTOMER_PROVIDER_CONFIGS,
+        {
+            "config_id": event.config_id,
+            "customer_id": at.customer_id,
+            "provider": event.provider,
+            "domain": event.domain,
+            "source_project_id": event.source_project_id,
+            "source_dataset": event.source_dataset,
+            "notification_emails": list(event.notification_emails),
+            "is_active": True,
+            "created_at": at.at,
+            "updated_at": at.at,
+            "deleted_at": None,
+        },
+    )
+
+
+@rows.register
+def _(event: ProviderConfigRemoved, at: Envelope) -> Iterator[RowChange]:
+    yield _gone(CUSTOMER_PROVIDER_CONFIGS, "config_id", event.config_id, at)
+
+
+def _pipeline(event: PipelineConfigured | PipelineChanged) -> dict[str, Any]:
+    pipeline = event.pipeline
+    return {
+        "config_id": event.config_id,
+        "provider": pipeline.provider,
+        "domain": pipeline.domain,
+        "pipeline_template": pipeline.template,
+        "schedule_cron": pipeline.cron,
+        "timezone": pipeline.timezone,
+        "is_active": pipeline.is_active,
+        "parameters": dict(pipeline.parameters),
+        "date_offset_days": pipeline.date_offset_days,
+        "catch_up": pipeline.catch_up,
+        "overlap": pipeline.overlap,
+        "next_run_time": event.next_run_time,
+    }
+
+
+@rows.register
+def _(event: PipelineConfigured, at: Envelope) -> Iterator[RowChange]:
+    yield Put(
+        CUSTOMER_PIPELINE_CONFIGS,
+        {
+            **_pipeline(event),
+            "customer_id": at.customer_id,
+            "last_run_time": None,
+            "last_run_state": None,
+            "created_at": at.at,
+            "updated_at": at.at,
+            "deleted_at": None,
+        },
+    )
+
+
+@rows.register
+def _(event: PipelineChanged, at: Envelope) -> Iterator[RowChange]:
+    yield Set(CUSTOMER_PIPELINE_CONFIGS, {**_pipeline(event), "updated_at": at.at})
+
+
+@rows.register
+def _(event: PipelineRemoved, at: Envelope) -> Iterator[RowChange]:
+    yield _gone(CUSTOMER_PIPELINE_CONFIGS, "config_id", event.config_id, at)
+
+
+@rows.register
+def _(event: TeamMemberAdded, at: Envelope) -> Iterator[RowChange]:
+    yield Put(
+        CUSTOMER_TEAM_MEMBERS,
+        {
+            "member_id": event.member_id,
+            "customer_id": at.customer_id,
+            "email": event.email,
+            "name": event.name,
+            "role": event.role,
+            "is_active": True,
+            "created_at": at.at,
+            "updated_at": at.at,
+            "deleted_at": None,
+        },
+    )
+
+
+@rows.register
+def _(event: TeamMemberRemoved, at: Envelope) -> Iterator[RowChange]:
+    yield _gone(CUSTOMER_TEAM_MEMBERS, "member_id", event.member_id, at)

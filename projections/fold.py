@@ -1,0 +1,62 @@
+"""Folding: the changes of one row become the one change that has the same effect."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter, itemgetter
+from typing import Any
+
+from projections.rows import Change, Put, Scope, Table
+
+_POSITION = attrgetter("position")
+
+
+@dataclass(slots=True)
+class Folded:
+    """What several changes come to for one row.
+
+    `whole` says that a `Put` was among them: `values` then holds every column, and the row is made if it is missing.
+    Otherwise `values` holds the key and the columns to set in a row that must be there already. `position` is that of
+    the last change. `customer_id` names the dataset of a customer's table and is None for a central one.
+    """
+
+    table: Table
+    customer_id: str | None
+    key: tuple[Any, ...]
+    values: Mapping[str, Any]
+    whole: bool
+    position: int
+
+
+def fold(changes: Sequence[Change]) -> list[Folded]:
+    """One `Folded` per row, in order of first appearance in the log.
+
+    Changes count in the order of their positions, whatever order they come in; those of one position keep theirs. A
+    `Put` replaces everything before it, a `Set` overlays the columns it names. Given a stretch of the log without
+    holes, writing the result has the same effect as writing every change by itself.
+    """
+    rows: dict[tuple[str, str | None, Any], Folded] = {}
+    # A table hashes over all of its columns, so it is looked up by name: once per table, not once per change.
+    shapes: dict[str, tuple[Callable[[Mapping[str, Any]], Any], bool, bool]] = {}
+    for change in sorted(changes, key=_POSITION):
+        row = change.row
+        table, values = row.table, row.values
+        shape = shapes.get(table.name)
+        if shape is None:
+            shape = shapes[table.name] = (itemgetter(*table.key), len(table.key) == 1, table.scope is Scope.CUSTOMER)
+        key_of, single, per_customer = shape
+        key = key_of(values)
+        customer_id = change.customer_id if per_customer else None
+        place = (table.name, customer_id, key)
+        folded = rows.get(place)
+        if folded is None:
+            rows[place] = Folded(
+                table, customer_id, (key,) if single else key, values, isinstance(row, Put), change.position
+            )
+            continue
+        if isinstance(row, Put):
+            folded.values = values
+            folded.whole = True
+        else:
+            folded.values = {**folded.values, **values}
+        folded.position = change.position
+    return list(rows.values())
