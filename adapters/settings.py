@@ -19,7 +19,7 @@ class Environment(StrEnum):
     PRODUCTION = "production"
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\Z", min_length=1, max_length=100)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=100)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -43,9 +43,9 @@ class Settings(BaseSettings):
     admin_api_key_next: SecretStr | None = None
     open_onboarding: bool | None = None
 
-    gcp_project_id: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9:.-]{2,61}[a-z0-9]\Z")] | None = None
+    gcp_project_id: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9:.-]{2,61}[a-z0-9]$")] | None = None
     gcp_location: Name = "US"
-    customers_dataset_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,300}\Z")] = "customers_metadata"
+    customers_dataset_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,300}$")] = "customers_metadata"
     bigquery_emulator_host: str | None = None
     bigquery_emulator_port: Port = 9050
 
@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     smtp_url: SecretStr | None = None
     mail_from: str = "Convergence <no-reply@convergence.invalid>"
 
-    worker_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,80}\Z")] = (
+    worker_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,80}$")] = (
         f"{socket.gethostname()}-{os.getpid()}"
     )
     worker_concurrency: Annotated[int, Field(ge=1, le=256)] = 8

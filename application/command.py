@@ -27,10 +27,10 @@ Line = Annotated[
 ]
 """One line of a person's text: 1 to 200 characters, no control characters."""
 
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+\Z", min_length=1, max_length=200)]
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", min_length=1, max_length=200)]
 """A machine's name for something: letters, digits and `_ . : / -`."""
 
-Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\Z", min_length=1, max_length=100)]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=100)]
 
 
 class Request(BaseModel):

@@ -39,10 +39,10 @@ class NewCredential(Request):
     """A credential as its owner hands it over."""
 
     provider: Provider
-    credential_type: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{1,49}\Z")]
+    credential_type: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{1,49}$")]
     credential_name: Line
     credentials: Annotated[dict[str, Any], AfterValidator(_sized)] = Field(repr=False)
-    project_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}\Z")] | None = None
+    project_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$")] | None = None
 
     @model_validator(mode="after")
     def _service_account(self) -> "NewCredential":

@@ -14,7 +14,7 @@ from domain.schedule import next_slot, parse
 
 Cron = Annotated[str, StringConstraints(max_length=100)]
 Zone = Annotated[str, StringConstraints(max_length=64)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}\Z")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Offset = Annotated[int, Field(ge=0, le=366)]
 CatchUp = Literal["latest", "all", "none"]
 Overlap = Literal["queue", "skip"]

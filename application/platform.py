@@ -9,10 +9,11 @@ from uuid import UUID
 
 import msgspec
 from eventsourcing.persistence import StoredEvent
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from application.command import Command
 from application.mapper import EventMapper, Recorded, topic_of
+from application.ports import Away
 from domain import customer, pipeline_run, subscription
 from domain.customer import Customer, CustomerEvent
 from domain.envelope import Envelope
@@ -142,11 +143,11 @@ class Kind(Generic[State, Event]):
     """Goes up when the state's fields or its fold change: older snapshots are then passed over."""
 
 
-CUSTOMER: Final = Kind[Customer, CustomerEvent]("customer", customer.evolve)
-SUBSCRIPTION: Final = Kind[Subscription, SubscriptionEvent](
+CUSTOMER: Final[Kind[Customer, CustomerEvent]] = Kind("customer", customer.evolve)
+SUBSCRIPTION: Final[Kind[Subscription, SubscriptionEvent]] = Kind(
     "subscription", subscription.evolve, msgspec.json.Decoder(Subscription)
 )
-RUN: Final = Kind[PipelineRun, RunEvent]("run", pipeline_run.evolve)
+RUN: Final[Kind[PipelineRun, RunEvent]] = Kind("run", pipeline_run.evolve)
 
 
 class Stream(Generic[State, Event]):
@@ -276,14 +277,20 @@ class Platform:
         When another process took a version first, everything is loaded and decided again, a few times. Refusals pass
         through and store nothing. Raises `Away` when the database is away.
         """
-        for attempt in Retrying(
+        retrying = Retrying(
             retry=retry_if_exception_type(Superseded),
-            stop=stop_after_attempt(8),
-            wait=wait_random_exponential(multiplier=0.005, max=0.25),
-            reraise=True,
-        ):
-            with attempt, self._store.transaction() as session:
-                transaction = Transaction(session, self._mapper, command)
-                result = work(transaction)
-                transaction.flush()
+            stop=stop_after_attempt(10),
+            wait=wait_random_exponential(multiplier=0.005, max=0.5),
+        )
+        try:
+            result: Result = retrying(self._once, command, work)
+        except RetryError:
+            raise Away("Too many others are changing the same thing. Try again.") from None
+        return result
+
+    def _once(self, command: Command, work: Callable[[Transaction], Result]) -> Result:
+        with self._store.transaction() as session:
+            transaction = Transaction(session, self._mapper, command)
+            result = work(transaction)
+            transaction.flush()
         return result

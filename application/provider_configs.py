@@ -9,15 +9,15 @@ from application.credentials import Provider
 from application.platform import Platform, Transaction
 from domain.customer import ProviderConfigured
 
-Project = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9:.-]{2,61}[a-z0-9]\Z")]
-Dataset = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,1024}\Z", max_length=300)]
+Project = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9:.-]{2,61}[a-z0-9]$")]
+Dataset = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,1024}$", max_length=300)]
 
 
 class NewProviderConfig(Request):
     """The source of one provider and domain. The newest configuration of a provider and domain is in force."""
 
     provider: Provider
-    domain: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{1,49}\Z")]
+    domain: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{1,49}$")]
     source_project_id: Project
     source_dataset: Dataset
     notification_emails: Annotated[tuple[EmailStr, ...], Field(max_length=20)] = ()

@@ -14,10 +14,13 @@ from domain.pipeline_run import PipelineRun, Priority, RunScheduled, RunState, T
 from domain.refusals import Conflict, Refusal
 
 
+Day = date  # a field of the same name would hide it
+
+
 class NewRun(Request):
     """`date` is the day of data the run is for; today's UTC date when it is not given."""
 
-    date: date | None = None
+    date: Day | None = None
     trigger_by: Word = "manual"
     parameters: dict[str, Any] = Field(default_factory=dict)
 

@@ -56,8 +56,8 @@ _FIELDS = (
 class CronExpression:
     """The minutes of a wall clock that an expression names. Walls are naive: the zone is the schedule's business.
 
-    `text` is the stored form. `every_interval` says that the minute or hour has a wildcard or a step: such an expression
-    means "so often", any other means "at these times". Instances are shared between threads and never change.
+    `text` is the stored form. `every_interval` says that the minute or hour has a wildcard or a step: such an
+    expression means "so often", any other means "at these times". Instances are shared by threads and never change.
     """
 
     text: str

@@ -1,9 +1,4 @@
-"""When a pipeline runs: the slots of a cron expression in a time zone, through every change of clocks.
-
-The rule is Debian cron's. An expression at fixed local times fires once for each time that the clock reaches: a time that
-the clock skips fires in the first minute after the gap, one that it shows twice fires the first time only. An expression
-with a wildcard or a step in the minute or hour fires whenever the clock really shows a minute that it names.
-"""
+"""When a pipeline runs: the slots of a cron expression in a time zone, through every change of clocks."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -21,7 +16,13 @@ _TICK = timedelta.resolution
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A cron expression, read on the wall clock of an IANA time zone. `parse` makes one from what a caller wrote."""
+    """A cron expression, read on the wall clock of an IANA time zone. `parse` makes one from what a caller wrote.
+
+    Its slots follow Debian cron's rule. An expression at fixed local times fires once for each time that the clock
+    reaches: a time that the clock skips fires in the first minute after the gap, one that it shows twice the first
+    time only. An expression with a wildcard or a step in the minute or hour fires whenever the clock really shows a
+    minute that it names.
+    """
 
     cron: str
     timezone: str

@@ -24,6 +24,10 @@ class Placed:
     at: Envelope
 
 
+Handle = Callable[[Sequence[Placed]], None]
+"""Does something with a page of events. It may see a page again after a crash, and must not mind."""
+
+
 class Log(Protocol):
     def read(self, after: int, limit: int) -> Sequence[Placed]: ...
 
@@ -39,16 +43,16 @@ class Checkpoints(Protocol):
 def catch_up(
     projection: str,
     log: Log,
-    writer: RowWriter,
+    handle: Handle,
     checkpoints: Checkpoints,
     *,
     page: int = PAGE,
     stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Write the rows of all events after the checkpoint; returns how many events that were.
+    """Handle all events after the checkpoint, page by page; returns how many events that were.
 
-    Rows first, then the checkpoint: a crash in between repeats a batch, which changes nothing. Raises what reading or
-    writing raises, with the checkpoint standing before the batch that failed.
+    Effect first, then the checkpoint: a crash in between repeats a page. Raises what reading or handling raises, with
+    the checkpoint standing before the page that failed.
     """
     handled = 0
     position = checkpoints.position(projection)
@@ -56,9 +60,18 @@ def catch_up(
         events = log.read(position, page)
         if not events:
             break
-        writer.write([change for placed in events for change in changes_of(placed.event, placed.at)])
+        handle(events)
         end = events[-1].at.position
         checkpoints.advance(projection, position, end)
         position = end
         handled += len(events)
     return handled
+
+
+def rows_into(writer: RowWriter) -> Handle:
+    """The handler that writes the rows of events; a repeated page changes nothing."""
+
+    def handle(events: Sequence[Placed]) -> None:
+        writer.write([change for placed in events for change in changes_of(placed.event, placed.at)])
+
+    return handle

@@ -1,4 +1,4 @@
-"""The servers that tests share: one PostgreSQL and one BigQuery emulator for each xdist worker, started when asked for."""
+"""The servers that tests share: for each xdist worker one PostgreSQL and one BigQuery emulator, once asked for."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory) -> Iterator[EmbeddedPostgres]:
-    """A running server that trades crash safety for speed."""
+    """A running server that does not wait for the disk."""
     directory = tmp_path_factory.mktemp("postgres")
     with EmbeddedPostgres(directory, durable=False) as server:
         yield server
@@ -29,7 +29,7 @@ def postgres_server(tmp_path_factory) -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture(scope="session")
-def migrated_template(postgres_server) -> str:  # noqa: ARG001 - whoever overrides it fills a database of that server
+def migrated_template(postgres_server) -> str:
     """The name of the database that every test's own is a copy of. Override it where tests need a schema."""
     return "template1"
 

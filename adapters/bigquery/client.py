@@ -1,9 +1,9 @@
 """Connecting to BigQuery, Google's or an emulator's, and saying in the project's words what went wrong there."""
 
-from collections.abc import Iterator
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, cast
+from uuid import uuid4
 
 import requests
 from google.api_core import exceptions, retry
@@ -37,7 +37,6 @@ _NO_ANSWER = (
     auth_exceptions.TransportError,
     ConnectionError,
     TimeoutError,
-    FutureTimeoutError,
 )
 
 
@@ -48,7 +47,7 @@ class NotThere(ValueError):  # noqa: N818 - it says where the thing is
 class _Session(HTTPAdapter):
     """Gives up connecting after a few seconds, however long the answer itself may take."""
 
-    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override] # noqa: ANN401 - requests' own
         patience = options.get("timeout")
         if isinstance(patience, int | float):
             options["timeout"] = (min(CONNECT_SECONDS, patience), patience)
@@ -68,7 +67,7 @@ def connect(project: str, emulator_url: str | None, location: str) -> bigquery.C
             raise ValueError(f"No credentials for BigQuery: {missing}") from missing
     else:
         credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
-    session = AuthorizedSession(credentials, refresh_timeout=METADATA_SECONDS)  # type: ignore[no-untyped-call]
+    session = AuthorizedSession(credentials, refresh_timeout=METADATA_SECONDS)
     session.mount("https://", _Session())
     session.mount("http://", _Session())
     return bigquery.Client(
@@ -95,10 +94,15 @@ def passes(error: BaseException) -> bool:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns the library's errors into `Away`, `NotThere`, `PermissionError` or `ValueError` with BigQuery's sentence."""
+    """Turns the library's errors into `Away`, `NotThere`, `PermissionError` or a `ValueError` of BigQuery's words."""
     try:
         yield
-    except (exceptions.GoogleAPIError, auth_exceptions.GoogleAuthError, requests.RequestException, *_NO_ANSWER) as error:
+    except (
+        exceptions.GoogleAPIError,
+        auth_exceptions.GoogleAuthError,
+        requests.RequestException,
+        *_NO_ANSWER,
+    ) as error:
         raise _plain(error) from error
 
 
@@ -130,3 +134,32 @@ def _reason(error: exceptions.GoogleAPICallError) -> str:
 
 RETRY = retry.Retry(predicate=passes, initial=0.1, maximum=1.0, multiplier=2.0, timeout=5.0)
 """For every call: tries again for five seconds, then leaves it to the caller, who knows what else is waiting."""
+
+
+def run(
+    client: bigquery.Client,
+    sql: str,
+    parameters: Sequence[bigquery.ScalarQueryParameter | bigquery.ArrayQueryParameter] = (),
+) -> bigquery.QueryJob:
+    """Run one statement to its end; raises the library's errors.
+
+    It is cancelled, with a `TimeoutError`, when it has not ended `CALL_SECONDS` after it was accepted.
+
+    It goes through jobs.insert: the client's shorter way through jobs.query takes a failed statement for an empty
+    answer when the server reports the failure inside a response of status 200, as an emulator may. The job has an id
+    from the beginning, so that Google runs it once even when its acceptance was lost and the call repeated.
+    """
+    job_id = f"convergence_{uuid4()}"
+    config = bigquery.QueryJobConfig(query_parameters=list(parameters))
+    try:
+        job = client.query(sql, config, job_id=job_id, retry=RETRY, job_retry=None, timeout=CALL_SECONDS)
+    except exceptions.Conflict:
+        job = cast("bigquery.QueryJob", client.get_job(job_id, retry=RETRY, timeout=METADATA_SECONDS))
+    if job.state != "DONE" or job.error_result:
+        try:
+            job.result(max_results=0, retry=RETRY, job_retry=None, timeout=CALL_SECONDS)
+        except TimeoutError:
+            with suppress(exceptions.GoogleAPIError, requests.RequestException):  # it ends by itself then
+                job.cancel(retry=None, timeout=METADATA_SECONDS)
+            raise
+    return job

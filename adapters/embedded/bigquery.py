@@ -101,12 +101,14 @@ class EmbeddedBigQuery:
     @property
     def pid(self) -> int | None:
         """The server's process id while it runs."""
-        return self._child.pid if self._child else None
+        child = self._child
+        return child.pid if child else None
 
     @property
     def resident_bytes(self) -> int:
         """Its resident memory, 0 while it does not run."""
-        return self._child.resident_bytes if self._child else 0
+        child = self._child
+        return child.resident_bytes if child else 0
 
     def start(self) -> str:
         """Start the emulator and return its URL once it answers.
@@ -149,7 +151,8 @@ class EmbeddedBigQuery:
 
     def healthy(self) -> bool:
         """Whether it runs and answers within five seconds."""
-        if self._child is None or not self._child.running:
+        child = self._child
+        if child is None or not child.running:
             return False
         connection = HTTPConnection("127.0.0.1", self._port, timeout=5)
         try:
@@ -161,7 +164,8 @@ class EmbeddedBigQuery:
             connection.close()
 
     def _ailing(self) -> str | None:
-        if self._child is None or not self._child.running:
+        child = self._child
+        if child is None or not child.running:
             return "ended by itself"
         now = time.monotonic()
         if self.healthy():

@@ -55,7 +55,7 @@ _SETTINGS: Mapping[str, str] = {
     "log_checkpoints": "off",
 }
 _DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
-_FLEETING = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_FLEETING = {"fsync": "off", "synchronous_commit": "on", "full_page_writes": "off"}
 
 # The locale sorts and folds the same on every machine.
 _LOCALE = ("--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
@@ -77,7 +77,7 @@ class EmbeddedPostgres:
 
     The directory holds `data`, `secret` and `postgres.log`, and is closed to every other user. Root's server runs under
     an id of its own, because PostgreSQL refuses root; no permission outside the directory changes. `durable=False`
-    gives up crash safety for speed: for tests.
+    survives a crash of the server but not of the machine: for tests.
     """
 
     def __init__(self, directory: Path, port: int | None = None, *, durable: bool = True) -> None:
@@ -85,6 +85,7 @@ class EmbeddedPostgres:
         self._asked_port = port
         self._port = port
         self._settings = {**_SETTINGS, **(_DURABLE if durable else _FLEETING)}
+        self._initdb = _INITDB if durable else (*_INITDB, "--no-sync")
         self._data = self._directory / "data"
         self._secret = self._directory / "secret"
         self._log_file = self._directory / "postgres.log"
@@ -105,7 +106,8 @@ class EmbeddedPostgres:
     @property
     def pid(self) -> int | None:
         """The server's process id while it runs."""
-        return self._child.pid if self._child else None
+        child = self._child
+        return child.pid if child else None
 
     @property
     def dsn(self) -> str:
@@ -140,16 +142,20 @@ class EmbeddedPostgres:
             self._supervisor.stop()
             self._supervisor = None
         with self._gate:
-            if self._child is not None:
-                self._child.stop()
-                self._child = None
+            self._end()
             self._lock.release()
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
 
     def _ailing(self) -> str | None:
         return None if self._child and self._child.running else "ended by itself"
 
     def _reopen(self) -> None:
         with self._gate:
+            self._end()
             self._end_leftovers()
             self._launch(self._account())
 
@@ -200,7 +206,7 @@ class EmbeddedPostgres:
             os.chown(fresh, account.uid, account.gid)
         programs = reachable(binaries.installation(), account) / "bin"
         place = ["-D", _place(fresh, account)]
-        initdb = [str(programs / "initdb"), *place, *_INITDB]
+        initdb = [str(programs / "initdb"), *place, *self._initdb]
         self._run(initdb, fresh, account, "")
         (fresh / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
         single = [str(programs / "postgres"), "--single", *place, *_SINGLE, "postgres"]
@@ -237,10 +243,11 @@ class EmbeddedPostgres:
         # Left by a server that did not live to remove it; its id may by now be another program's. No server of this
         # directory runs any more: the caller ended them, under the lock.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
-        version = (self._data / "PG_VERSION").read_text().strip()
+        version = (self._data / "PG_VERSION").read_text(errors="replace").strip()
+        if not version.isdecimal():
+            raise self._damaged("PG_VERSION is no version")
         postgres = reachable(binaries.installation(version), account) / "bin" / "postgres"
         options = [f"--{name}={value}" for name, value in {**self._settings, "port": str(self._port)}.items()]
-        self._child = None
         child = Child(
             [str(postgres), "-D", _place(self._data, account), *options],
             directory=self._data,

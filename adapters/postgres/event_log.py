@@ -45,7 +45,7 @@ class Datastore(PostgresDatastore):
     """The library's datastore over a pool that is made from a URL."""
 
     def __init__(self, dsn: str, *, size: int = 10, name: str = "service") -> None:
-        super().__init__(dbname="", host="", port="", user="", password="", pool_size=0)
+        super().__init__(dbname="", host="", port="", user="", password="", pool_size=1)
         arguments = connection_arguments(dsn, name=name)
         conninfo = arguments.pop("conninfo")
         self.pool = ConnectionPool(  # type: ignore[assignment]

@@ -5,7 +5,7 @@ together die of PostgreSQL's "tuple concurrently updated".
 """
 
 from importlib.resources import files
-from typing import Any, Final, LiteralString, cast
+from typing import Any, Final, LiteralString
 
 from psycopg import Connection
 from psycopg.sql import SQL, Composed, Identifier
@@ -61,7 +61,7 @@ def migrate(connection: Connection[Any]) -> list[str]:
         applied = [name for name in migrations() if name not in done]
         for name in applied:
             text = (files("adapters.postgres") / "migrations" / f"{name}.sql").read_text()
-            connection.execute(SQL(cast("LiteralString", text)))
+            connection.execute(text.encode())
             connection.execute("INSERT INTO schema_migrations (name) VALUES (%s)", (name,))
         for table in CENTRAL:
             for statement in _definition(table):

@@ -35,8 +35,10 @@ class Faults:
     """Flip a bit of the additional authenticated data before it is read."""
     damages_answer: bool = False
     """Flip a bit of the ciphertext or plaintext after its checksum was made."""
-    drops_checksums: bool = False
-    """Lose the request's checksums, so that nothing is verified."""
+    drops_checksum: bool = False
+    """Lose the checksum of the plaintext or ciphertext, so that it is not verified."""
+    drops_bound_checksum: bool = False
+    """The same for the additional authenticated data."""
     drops_answer_checksum: bool = False
     other_key: bool = False
     """Encrypt under a key that was not asked for."""
@@ -144,8 +146,10 @@ class KmsServer:
             data = _flipped(data)
         if faults.damages_bound:
             bound = _flipped(bound)
-        if faults.drops_checksums:
-            checksum = bound_checksum = None
+        if faults.drops_checksum:
+            checksum = None
+        if faults.drops_bound_checksum:
+            bound_checksum = None
         for name, value, expected in (
             (field_name, data, checksum),
             ("additional_authenticated_data", bound, bound_checksum),

@@ -291,12 +291,20 @@ class TestCloudKms:
 
     @pytest.mark.parametrize(
         "damage",
-        ["damages_request", "damages_bound", "damages_answer", "drops_checksums", "drops_answer_checksum", "other_key"],
+        [
+            "damages_request",
+            "damages_bound",
+            "damages_answer",
+            "drops_checksum",
+            "drops_bound_checksum",
+            "drops_answer_checksum",
+            "other_key",
+        ],
     )
     def test_bytes_damaged_on_their_way_are_refused(self, cloud, server, damage):
         ciphertext = cloud.wrap(CANARY, OWNER)
         calls = [lambda: cloud.wrap(CANARY, OWNER)]
-        if damage not in {"drops_checksums", "other_key"}:  # a decrypt answer tells neither
+        if damage not in {"drops_checksum", "drops_bound_checksum", "other_key"}:  # a decrypt answer tells neither
             calls.append(lambda: cloud.unwrap(ciphertext, OWNER))
         for call in calls:
             server.faults = Faults(**{damage: True})

@@ -6,7 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -136,8 +136,9 @@ def test_a_leftover_server_is_ended_and_its_data_taken_over(tmp_path):
     with served(tmp_path) as (process, dsn, server):
         remember(dsn, 1)
         guardian = server.parent()
+        guardian.suspend()  # so that it does not notice, and the server stays
         process.kill()
-        guardian.suspend()  # before it notices, so that the server stays
+        process.wait()
         guardian.kill()
         assert server.is_running()
         with EmbeddedPostgres(tmp_path, durable=False) as again:
@@ -150,7 +151,9 @@ def test_everything_killed_at_once(tmp_path):
         remember(dsn, 1)
         everything = [process, server.parent(), server, *server.children()]
         for one in everything:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
     assert (tmp_path / "data" / "postmaster.pid").exists()
     with EmbeddedPostgres(tmp_path, durable=False) as again:
         assert remembered(again.dsn) == [1]

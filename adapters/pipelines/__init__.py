@@ -1,0 +1,1 @@
+"""Pipelines: templates, the engine that runs their steps, and one module per step type."""

@@ -1,0 +1,144 @@
+"""BigQuery jobs that are waited for in short steps, so that they can be stopped and cancelled."""
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from google.api_core.exceptions import GoogleAPICallError
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import bigquery
+
+from adapters.pipelines.failures import Stopped
+
+_log = logging.getLogger(__name__)
+
+CALL_SECONDS = (10.0, 30.0)
+"""To connect, and to answer: for calls that only ask."""
+_STATEMENT_SECONDS = (10.0, 120.0)
+"""For calls that start a job. BigQuery answers them at once; the emulator when the job is done."""
+_CANCEL_SECONDS = 5.0
+_POLL_SECONDS, _POLL_SECONDS_MOST = 0.05, 1.0
+
+AGAIN = bigquery.DEFAULT_RETRY.with_timeout(20.0)
+"""For calls that only ask: a blip is not worth a new job."""
+
+QueryParameter = bigquery.ScalarQueryParameter | bigquery.ArrayQueryParameter
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    client: bigquery.Client
+    job_id: str
+    project: str
+    location: str | None = None
+
+
+class Jobs:
+    """Starts jobs, waits for them, and cancels them when their step is to stop.
+
+    One thread starts and waits; any other may call `stop`. No call is left to the client library's own retries of ten
+    minutes: a job is started once, and failures are the caller's to retry.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._stop = threading.Event()
+        self._running: _Running | None = None
+        self.ids: list[str] = []
+        self.bytes_processed = 0
+
+    def checkpoint(self) -> None:
+        """Between units of work. Raises `Stopped` once `stop` was called."""
+        if self._stop.is_set():
+            raise Stopped
+
+    def query(
+        self,
+        client: bigquery.Client,
+        sql: str,
+        parameters: Sequence[QueryParameter] = (),
+        *,
+        dry_run: bool = False,
+        most_bytes: int | None = None,
+    ) -> bigquery.QueryJob:
+        """Run one statement to its end. Raises what Google's client raises, or `Stopped`."""
+        config = bigquery.QueryJobConfig(query_parameters=list(parameters), dry_run=dry_run, use_legacy_sql=False)
+        if most_bytes is not None:
+            config.maximum_bytes_billed = most_bytes
+        job: bigquery.QueryJob = self._run(
+            client,
+            lambda job_id: client.query(
+                sql, job_config=config, job_id=job_id, retry=None, job_retry=None, timeout=_STATEMENT_SECONDS
+            ),
+        )
+        self.bytes_processed += job.total_bytes_processed or 0
+        return job
+
+    def load_parquet(
+        self, client: bigquery.Client, file: IO[bytes], table: str, schema: Sequence[bigquery.SchemaField]
+    ) -> None:
+        """Append a Parquet file, read from its start, to `table` (`project.dataset.table`). Raises as `query` does."""
+        config = bigquery.LoadJobConfig(
+            source_format=bigquery.SourceFormat.PARQUET,
+            schema=list(schema),
+            write_disposition=bigquery.WriteDisposition.WRITE_APPEND,
+            create_disposition=bigquery.CreateDisposition.CREATE_NEVER,
+        )
+        self._run(
+            client,
+            lambda job_id: client.load_table_from_file(
+                file, table, rewind=True, job_id=job_id, job_config=config, num_retries=0, timeout=_STATEMENT_SECONDS
+            ),
+        )
+
+    def stop(self, wait_s: float) -> None:
+        """Let the step end at its next checkpoint and cancel the job it waits for, giving the call `wait_s` seconds."""
+        self._stop.set()
+        running = self._running
+        if running is not None:
+            caller = threading.Thread(target=_cancel, args=(running,), name="cancel-job", daemon=True)
+            caller.start()
+            caller.join(wait_s)
+
+    def _run(self, client: bigquery.Client, start: Callable[[str], Any]) -> Any:  # noqa: ANN401 - a job of any kind
+        self.checkpoint()
+        job_id = f"{self._prefix}-{len(self.ids)}-{uuid.uuid4().hex[:8]}"
+        self.ids.append(job_id)
+        self._running = _Running(client, job_id, client.project)
+        try:
+            job = start(job_id)
+            self._running = _Running(client, job_id, job.project, job.location)
+            self._wait(job)
+        finally:
+            self._running = None
+        if job.error_result:
+            raise job.exception()
+        return job
+
+    def _wait(self, job: Any) -> None:  # noqa: ANN401 - a job of any kind
+        pause = _POLL_SECONDS
+        while job.state != "DONE":
+            # A stop that came while the job was being started found nothing to cancel.
+            if self._stop.wait(pause):
+                _cancel(_Running(job._client, job.job_id, job.project, job.location))  # noqa: SLF001 - its own client
+                raise Stopped
+            job.reload(retry=AGAIN, timeout=CALL_SECONDS)
+            pause = min(pause * 2, _POLL_SECONDS_MOST)
+        self.checkpoint()
+
+
+def _cancel(running: _Running) -> None:
+    try:
+        running.client.cancel_job(
+            running.job_id,
+            project=running.project,
+            location=running.location,
+            retry=None,
+            timeout=_CANCEL_SECONDS,
+        )
+    except (GoogleAPICallError, GoogleAuthError, OSError) as error:
+        # Nothing waits for the answer: the job ends by itself, and its result is not used.
+        _log.warning("Job %s could not be cancelled: %s.", running.job_id, type(error).__name__)

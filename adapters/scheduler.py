@@ -1,0 +1,87 @@
+"""The scheduler process: sleeps until the next slot, wakes when a schedule changes, and triggers what is due."""
+
+import logging
+import threading
+from datetime import datetime, timedelta
+
+from adapters.bootstrap import Service, origin
+from adapters.postgres.channels import SCHEDULES
+from adapters.postgres.listener import Listener
+from application.execution import LEASE_SECONDS, TakeOver, take_over
+from application.ports import Away
+from application.scheduling import Triggered, TriggerSchedules, trigger_schedules
+
+logger = logging.getLogger(__name__)
+
+MAX_SLEEP = timedelta(seconds=30)
+"""How long the scheduler sleeps at most: the safety net under a notification that was lost."""
+
+
+def trigger_now(service: Service, actor: str) -> Triggered:
+    """Trigger all slots that are due by the database's clock: what the scheduler does, and POST /scheduler/trigger."""
+    with service.store.transaction() as session:
+        now = session.now()
+    return trigger_schedules(TriggerSchedules(at=now, by=origin(actor)), service.platform, service.registry)
+
+
+def run_scheduler(service: Service, stop: threading.Event) -> None:
+    """Trigger due slots until `stop` is set. Any number of these may run: a slot is scheduled once."""
+    wake = threading.Event()
+    listener = Listener(service.dsn, {SCHEDULES: lambda _: wake.set()})
+    listener.start()
+    try:
+        while not stop.is_set():
+            # Cleared before looking, so that what comes while we look wakes us again.
+            wake.clear()
+            pause = _step(service)
+            _sleep(wake, stop, pause)
+    finally:
+        listener.stop()
+
+
+def _step(service: Service) -> timedelta:
+    try:
+        done = trigger_now(service, "scheduler")
+        if done.triggered:
+            logger.info("triggered %d pipelines: %d queued, %d skipped", done.triggered, done.queued, done.skipped)
+        return _until_next_slot(service)
+    except Away as away:
+        logger.warning("the scheduler waits: %s", away)
+        return timedelta(seconds=2)
+
+
+def _until_next_slot(service: Service) -> timedelta:
+    with service.datastore.reading() as cursor:
+        row = cursor.execute(
+            "SELECT min(next_run_time) AS next, clock_timestamp() AS now FROM customer_pipeline_configs"
+            " WHERE is_active AND deleted_at IS NULL AND next_run_time IS NOT NULL",
+            prepare=True,
+        ).fetchone()
+    if row is None or row["next"] is None:
+        return MAX_SLEEP
+    slot: datetime = row["next"]
+    now: datetime = row["now"]
+    return min(max(slot - now, timedelta(0)), MAX_SLEEP)
+
+
+def _sleep(wake: threading.Event, stop: threading.Event, pause: timedelta) -> None:
+    remaining = pause.total_seconds()
+    while remaining > 0 and not stop.is_set() and not wake.wait(min(remaining, 0.5)):
+        remaining -= 0.5
+
+
+def run_takeover(service: Service, stop: threading.Event, *, every_s: float = 10) -> None:
+    """Bring back the runs of workers that stopped answering, until `stop` is set.
+
+    Begins only after a lease's time: whoever was cut off together with us had the chance to come back.
+    """
+    stop.wait(LEASE_SECONDS)
+    while not stop.wait(every_s):
+        try:
+            with service.store.transaction() as session:
+                now = session.now()
+            taken = take_over(TakeOver(at=now, by=origin("service")), service.platform)
+            if taken:
+                logger.warning("took over %d runs whose leases ran out", len(taken))
+        except Away as away:
+            logger.warning("taking over waits: %s", away)

@@ -1,0 +1,424 @@
+"""Cron texts, and their slots through changes of clocks: tables of times, and a walk through the minutes."""
+
+import string
+import time
+from datetime import UTC, date, datetime, timedelta, timezone
+from itertools import pairwise
+from threading import Thread
+from zoneinfo import ZoneInfo, available_timezones
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from domain.refusals import Invalid
+from domain.schedule import (
+    Schedule,
+    jitter,
+    latest_slot,
+    next_slot,
+    next_slots,
+    parse,
+    run_date,
+    slots_between,
+)
+from tests.domain.cron_walk import EXPRESSIONS, MINUTE, changes, clock, utc, walk
+
+NEW_YORK, BERLIN, DUBLIN, LORD_HOWE = "America/New_York", "Europe/Berlin", "Europe/Dublin", "Australia/Lord_Howe"
+
+
+def slots(cron: str, zone: str, after: str, until: str) -> list[str]:
+    found = slots_between(parse(cron, zone), utc(after), utc(until), 1000)
+    return [f"{slot:%d %H:%M}" for slot in found]
+
+
+# Times are UTC. Each row covers one change of clocks, and what lies before and behind it.
+@pytest.mark.parametrize(
+    ("cron", "zone", "after", "until", "expected"),
+    [
+        # New York, 2026-03-08: 02:00 EST is 03:00 EDT, at 07:00Z.
+        ("30 2 * * *", NEW_YORK, "2026-03-07 00:00", "2026-03-10 00:00", ["07 07:30", "08 07:00", "09 06:30"]),
+        ("0 2 * * *", NEW_YORK, "2026-03-07 00:00", "2026-03-10 00:00", ["07 07:00", "08 07:00", "09 06:00"]),
+        ("0 3 * * *", NEW_YORK, "2026-03-08 00:00", "2026-03-09 00:00", ["08 07:00"]),
+        ("0,30 2,3 * * *", NEW_YORK, "2026-03-08 00:00", "2026-03-09 00:00", ["08 07:00", "08 07:30"]),
+        ("*/15 * * * *", NEW_YORK, "2026-03-08 06:40", "2026-03-08 07:20", ["08 06:45", "08 07:00", "08 07:15"]),
+        ("0 */2 * * *", NEW_YORK, "2026-03-08 04:00", "2026-03-08 11:00", ["08 05:00", "08 08:00", "08 10:00"]),
+        ("30 * * * *", NEW_YORK, "2026-03-08 05:00", "2026-03-08 08:00", ["08 05:30", "08 06:30", "08 07:30"]),
+        ("*/15 2 * * *", NEW_YORK, "2026-03-08 00:00", "2026-03-09 06:20", ["09 06:00", "09 06:15"]),
+        ("15 0-23 * * *", NEW_YORK, "2026-03-08 06:00", "2026-03-08 08:00", ["08 06:15", "08 07:00", "08 07:15"]),
+        # New York, 2026-11-01: 02:00 EDT is 01:00 EST, at 06:00Z.
+        ("30 1 * * *", NEW_YORK, "2026-10-31 00:00", "2026-11-03 00:00", ["31 05:30", "01 05:30", "02 06:30"]),
+        ("0 1 * * *", NEW_YORK, "2026-11-01 00:00", "2026-11-02 00:00", ["01 05:00"]),
+        ("0 2 * * *", NEW_YORK, "2026-11-01 00:00", "2026-11-02 00:00", ["01 07:00"]),
+        ("30 * * * *", NEW_YORK, "2026-11-01 05:00", "2026-11-01 08:00", ["01 05:30", "01 06:30", "01 07:30"]),
+        ("0 */2 * * *", NEW_YORK, "2026-11-01 03:00", "2026-11-01 10:00", ["01 04:00", "01 07:00", "01 09:00"]),
+        (
+            "*/30 1 * * *",
+            NEW_YORK,
+            "2026-11-01 00:00",
+            "2026-11-01 12:00",
+            ["01 05:00", "01 05:30", "01 06:00", "01 06:30"],
+        ),
+        ("50 1 * * *", NEW_YORK, "2026-11-01 06:10", "2026-11-02 12:00", ["02 06:50"]),
+        # Berlin, where the hour that comes twice is an even one.
+        ("0 */2 * * *", BERLIN, "2026-10-24 23:00", "2026-10-25 04:00", ["25 00:00", "25 01:00", "25 03:00"]),
+        # Dublin has its standard time in summer: the offset in winter is the "daylight saving" one.
+        ("30 1 * * *", DUBLIN, "2026-03-28 12:00", "2026-03-30 12:00", ["29 01:00", "30 00:30"]),
+        ("30 1 * * *", DUBLIN, "2026-10-24 12:00", "2026-10-26 12:00", ["25 00:30", "26 01:30"]),
+        # Lord Howe moves by half an hour: 02:00 to 02:30, and 02:00 back to 01:30.
+        ("15 2 * * *", LORD_HOWE, "2026-10-03 00:00", "2026-10-05 00:00", ["03 15:30", "04 15:15"]),
+        ("45 1 * * *", LORD_HOWE, "2026-04-04 00:00", "2026-04-06 00:00", ["04 14:45", "05 15:15"]),
+        (
+            "*/15 1 * * *",
+            LORD_HOWE,
+            "2026-04-04 14:20",
+            "2026-04-05 00:00",
+            ["04 14:30", "04 14:45", "04 15:00", "04 15:15"],
+        ),
+        (
+            "7-50/20 1,2 * * *",
+            LORD_HOWE,
+            "2026-04-04 14:40",
+            "2026-04-04 16:00",
+            ["04 14:47", "04 15:17", "04 15:37", "04 15:57"],
+        ),
+        # Chatham, 12:45 ahead: 03:45 back to 02:45 at 14:00Z, 02:45 to 03:45 at 14:00Z.
+        ("30 2 * * *", "Pacific/Chatham", "2026-04-04 00:00", "2026-04-05 23:00", ["04 12:45", "05 13:45"]),
+        ("59 2 * * *", "Pacific/Chatham", "2026-09-26 00:00", "2026-09-27 23:00", ["26 14:00", "27 13:14"]),
+        (
+            "50 */2 * * *",
+            "Pacific/Chatham",
+            "2026-04-04 12:30",
+            "2026-04-04 16:30",
+            ["04 13:05", "04 14:05", "04 16:05"],
+        ),
+        # Casablanca leaves its summer time for Ramadan.
+        ("30 2 * * *", "Africa/Casablanca", "2026-02-14 12:00", "2026-02-16 12:00", ["15 01:30", "16 02:30"]),
+        ("30 2 * * *", "Africa/Casablanca", "2026-03-21 12:00", "2026-03-23 12:00", ["22 02:00", "23 01:30"]),
+        # Troll moves by two hours.
+        ("0,30 1,2 * * *", "Antarctica/Troll", "2026-03-28 12:00", "2026-03-29 12:00", ["29 01:00"]),
+        ("30 1,2 * * *", "Antarctica/Troll", "2026-10-24 12:00", "2026-10-25 12:00", ["24 23:30", "25 00:30"]),
+        ("0 * * * *", "Antarctica/Troll", "2026-10-25 00:30", "2026-10-25 03:30", ["25 01:00", "25 02:00", "25 03:00"]),
+        # Havana skips midnight.
+        ("0 0 * * *", "America/Havana", "2026-03-07 00:00", "2026-03-09 12:00", ["07 05:00", "08 05:00", "09 04:00"]),
+        # Apia had no 30 December 2011 at all.
+        ("0 12 * * *", "Pacific/Apia", "2011-12-28 23:00", "2011-12-31 12:00", ["29 22:00", "30 10:00", "30 22:00"]),
+        ("0 */12 * * *", "Pacific/Apia", "2011-12-29 12:00", "2011-12-30 23:00", ["29 22:00", "30 10:00", "30 22:00"]),
+        # Kathmandu never changes, and is 5:45 ahead.
+        ("0 6 * * *", "Asia/Kathmandu", "2026-05-01 00:00", "2026-05-02 12:00", ["01 00:15", "02 00:15"]),
+    ],
+)
+def test_slots_through_a_change_of_clocks(cron, zone, after, until, expected):
+    assert slots(cron, zone, after, until) == expected
+
+
+@pytest.mark.parametrize(
+    ("cron", "after", "expected"),
+    [
+        ("@hourly", "2026-01-01 00:00", ["2026-01-01 01:00", "2026-01-01 02:00"]),
+        ("@daily", "2026-01-01 00:00", ["2026-01-02 00:00", "2026-01-03 00:00"]),
+        ("@midnight", "2026-01-01 00:00", ["2026-01-02 00:00", "2026-01-03 00:00"]),
+        ("@weekly", "2026-01-01 00:00", ["2026-01-04 00:00", "2026-01-11 00:00"]),
+        ("@Monthly", "2026-01-01 00:00", ["2026-02-01 00:00", "2026-03-01 00:00"]),
+        ("@yearly", "2026-01-01 00:00", ["2027-01-01 00:00", "2028-01-01 00:00"]),
+        ("@annually", "2026-01-01 00:00", ["2027-01-01 00:00", "2028-01-01 00:00"]),
+        ("0 9 * JAN-mar mon-Fri", "2026-03-30 10:00", ["2026-03-31 09:00", "2027-01-01 09:00"]),
+        ("0 0 * * 7", "2026-01-01 00:00", ["2026-01-04 00:00", "2026-01-11 00:00"]),
+        ("0 0 * * 5-7", "2026-01-01 00:00", ["2026-01-02 00:00", "2026-01-03 00:00", "2026-01-04 00:00"]),
+        ("5-5 7-7 * * 7-7", "2026-01-01 00:00", ["2026-01-04 07:05", "2026-01-11 07:05"]),
+        ("0 0 13 * 5", "2026-02-07 00:00", ["2026-02-13 00:00", "2026-02-20 00:00"]),
+        ("0 0 1 * */2", "2026-02-28 12:00", ["2026-03-01 00:00", "2026-03-03 00:00"]),
+        ("0 0 30 2 1", "2026-02-01 00:00", ["2026-02-02 00:00", "2026-02-09 00:00"]),
+        ("0 0 29 2 *", "2026-01-01 00:00", ["2028-02-29 00:00", "2032-02-29 00:00"]),
+        ("0 0 29 2 *", "2096-02-29 00:00", ["2104-02-29 00:00", "2108-02-29 00:00"]),
+        ("0 0 31 2-4 *", "2026-01-01 00:00", ["2026-03-31 00:00", "2027-03-31 00:00"]),
+        ("00 05 01 01 *", "2026-01-01 06:00", ["2027-01-01 05:00"]),
+        ("*,5 0 1 1 *", "2026-01-01 00:00", ["2026-01-01 00:01", "2026-01-01 00:02"]),
+    ],
+)
+def test_what_an_expression_names(cron, after, expected):
+    assert next_slots(parse(cron, "UTC"), utc(after), len(expected)) == [utc(slot) for slot in expected]
+
+
+@pytest.mark.parametrize(
+    ("cron", "advice"),
+    [
+        ("", "five fields"),
+        ("   ", "five fields"),
+        ("0 2 * *", "not 4"),
+        ("0 0 2 * * *", "without seconds"),
+        ("0 0 2 * * * 2026", "without seconds"),
+        ("@reboot", "@hourly, @daily"),
+        ("@every 5m", "five fields"),
+        ("@", "@hourly"),
+        ("H 2 * * *", "a number from 0 to 59"),
+        ("R 2 * * *", "a number from 0 to 59"),
+        ("H(0-5) 2 * * *", "a number from 0 to 59"),
+        ("0 R/2 * * *", "a number from 0 to 23"),
+        ("0 22-2 * * *", "write 22-23,0-2"),
+        ("0 2 * * fri-mon", "write 5-7,0-1"),
+        ("0 2 * nov-feb *", "write 11-12,1-2"),
+        ("*/60 * * * *", "from 1 to 59"),
+        ("0 */24 * * *", "from 1 to 23"),
+        ("0 2 */32 * *", "from 1 to 31"),
+        ("0 2 * */13 *", "from 1 to 12"),
+        ("0 2 * * */8", "from 1 to 7"),
+        ("*/0 * * * *", "from 1 to 59"),
+        ("*/ * * * *", "from 1 to 59"),
+        ("*/2/3 * * * *", "from 1 to 59"),
+        ("*/-5 * * * *", "from 1 to 59"),
+        ("5/15 * * * *", "write 5-59/15"),
+        ("60 * * * *", "from 0 to 59"),
+        ("0 24 * * *", "from 0 to 23"),
+        ("0 0 0 * *", "from 1 to 31"),
+        ("0 0 * 13 *", "from 1 to 12"),
+        ("0 0 * 0 *", "from 1 to 12"),
+        ("0 0 * * 8", "from 0 to 7"),
+        ("0 0 * mon *", "a name (jan, feb"),
+        ("0 0 * * jan", "a name (sun, mon"),
+        ("0 0 L * *", "from 1 to 31"),
+        ("0 0 15W * *", "from 1 to 31"),
+        ("0 0 * * 5#2", "from 0 to 7"),
+        ("0 0 ? * 1", "use *"),
+        ("0,,30 * * * *", "An empty item"),
+        ("-5 * * * *", "-5 is not a minute"),
+        ("5- * * * *", "is not a minute"),
+        ("1-2-3 * * * *", "is not a minute"),
+        ("*-5 * * * *", "is not a minute"),
+        ("+5 * * * *", "is not a minute"),
+        ("005 * * * *", "is not a minute"),
+        ("1.5 * * * *", "is not a minute"),
+        ("0 0 30 2 *", "never comes"),
+        ("0 0 31 4,6,9,11 *", "never comes"),
+        ("0 2 * * *\n", "one line"),
+        ("0\t2 * * *", "tabs"),
+        ("0 2 * * *\x00", "one line"),
+        ("0\xa02 * * *", "plain ASCII"),
+        ("\u0660 2 * * *", "plain ASCII"),
+        ("0 2 * * \u2217", "plain ASCII"),
+        (f"{','.join(['0'] * 50)} 2 * * *", "at most 100 characters"),
+    ],
+)
+def test_refused_expressions(cron, advice):
+    with pytest.raises(Invalid) as refusal:
+        parse(cron, "UTC")
+    sentence = str(refusal.value)
+    assert advice in sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    "zone",
+    ["", "Mars/Olympus", "europe/berlin", "EST5EDT,M3.2.0,M11.1.0", "../../etc/passwd", "UTC\n", "+02:00", "x" * 999],
+)
+def test_refused_zones(zone):
+    with pytest.raises(Invalid, match="unknown: use a name of the IANA database") as refusal:
+        parse("0 2 * * *", zone)
+    assert len(str(refusal.value)) < 200
+
+
+def test_the_stored_form_is_trimmed_with_single_blanks():
+    schedule = parse("  0   2 * *  MON-fri ", "Europe/Berlin")
+    assert schedule == Schedule(cron="0 2 * * MON-fri", timezone="Europe/Berlin")
+    assert parse(schedule.cron, schedule.timezone) == schedule
+
+
+def test_a_hundred_characters_are_allowed_and_no_more():
+    minutes = ",".join(str(minute) for minute in range(10, 40))
+    longest = f"{minutes},05 0 * * *"
+    assert len(longest) == 100
+    assert parse(longest, "UTC").cron == longest
+    with pytest.raises(Invalid, match="not 101"):
+        parse(f"{minutes},5,5 0 * * *", "UTC")
+
+
+@pytest.mark.parametrize(
+    "name", [NEW_YORK, DUBLIN, LORD_HOWE, "Pacific/Chatham", "Africa/Casablanca", "Antarctica/Troll"]
+)
+def test_every_minute_around_a_change_of_clocks(name):
+    zone = ZoneInfo(name)
+    found = list(changes(zone, utc("2026-01-01 00:00"), utc("2027-01-01 00:00")))
+    assert len(found) == 2
+    for change in found:
+        after, until = change - timedelta(hours=5), change + timedelta(hours=5)
+        shown = clock(zone, after, until)
+        for cron in EXPRESSIONS:
+            schedule = parse(cron, name)
+            expected = walk(cron, shown)
+            assert slots_between(schedule, after, until, 10_000) == expected, cron
+            # From and until any minute, in particular between the two times round, not just from slot to slot.
+            for minute, _ in shown[:: 7 if schedule.cron == "* * * * *" else 13]:
+                later = next((slot for slot in expected if slot > minute), None)
+                if later:
+                    assert next_slot(schedule, minute) == later, (cron, minute)
+                earlier = next((slot for slot in reversed(expected) if slot <= minute), None)
+                assert latest_slot(schedule, after, minute) == earlier, (cron, minute)
+
+
+TRICKY = {
+    name: list(changes(ZoneInfo(name), utc("2024-01-01 00:00"), utc("2027-01-01 00:00")))
+    for name in [
+        *(NEW_YORK, BERLIN, DUBLIN, LORD_HOWE, "Pacific/Chatham", "Africa/Casablanca", "Antarctica/Troll"),
+        *("America/Havana", "America/St_Johns", "America/Nuuk", "Asia/Beirut", "Australia/Adelaide", "Africa/Cairo"),
+    ]
+}
+
+
+@given(
+    cron=st.builds(
+        "{} {} {} {} {}".format,
+        st.sampled_from(["0", "30", "*", "*/7", "5,35", "20-40/10", "59"]),
+        st.sampled_from(["0", "1", "2", "*", "*/2", "1-3", "0-6/3", "0-23", "23"]),
+        st.sampled_from(["*", "*", "*/2", "28-31", "29", "1"]),
+        st.sampled_from(["*", "*", "3-4", "10,11"]),
+        st.sampled_from(["*", "*", "0", "1-5", "7"]),
+    ),
+    change=st.sampled_from([(name, change) for name, found in TRICKY.items() for change in found]),
+    ahead=st.integers(-30 * 60, 6 * 60),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_expression_around_a_change_of_clocks(cron, change, ahead):
+    name, instant = change
+    after = instant + ahead * MINUTE
+    shown = clock(ZoneInfo(name), after, after + timedelta(hours=30))
+    assume(not after.astimezone(ZoneInfo(name)).fold)
+    schedule, expected = parse(cron, name), walk(cron, shown)
+    assert slots_between(schedule, after, shown[-1][0], 10_000) == expected
+    assert latest_slot(schedule, after, shown[-1][0]) == (expected[-1] if expected else None)
+
+
+def test_an_instant_within_a_minute_counts_as_after_its_beginning():
+    schedule = parse("* * * * *", BERLIN)
+    within = utc("2026-05-01 10:00") + timedelta(seconds=59, microseconds=999_999)
+    assert next_slot(schedule, within) == utc("2026-05-01 10:01")
+    assert next_slot(schedule, utc("2026-05-01 10:00")) == utc("2026-05-01 10:01")
+    assert latest_slot(schedule, utc("2026-05-01 09:00"), within) == utc("2026-05-01 10:00")
+
+
+def test_instants_may_come_in_any_zone_and_leave_in_utc():
+    after = datetime(2026, 5, 1, 12, 0, tzinfo=timezone(timedelta(hours=-7)))
+    slot = next_slot(parse("0 2 * * *", BERLIN), after)
+    assert slot == utc("2026-05-02 00:00")
+    assert slot.tzinfo is UTC
+    with pytest.raises(ValueError, match="time zone"):
+        next_slot(parse("0 2 * * *", BERLIN), datetime(2026, 5, 1))  # noqa: DTZ001
+
+
+def test_slots_between_excludes_its_start_includes_its_end_and_keeps_the_oldest():
+    hourly = parse("0 * * * *", "UTC")
+    after, until = utc("2026-05-01 00:00"), utc("2026-05-01 03:00")
+    everything = [utc("2026-05-01 01:00"), utc("2026-05-01 02:00"), utc("2026-05-01 03:00")]
+    assert slots_between(hourly, after, until, 10) == everything
+    assert slots_between(hourly, after, until, 2) == everything[:2]
+    assert slots_between(hourly, after, until, 0) == []
+    assert slots_between(hourly, until, after, 10) == []
+    assert next_slots(hourly, after, 0) == []
+
+
+def test_the_latest_slot_lies_after_and_not_beyond():
+    hourly = parse("0 * * * *", "UTC")
+    assert latest_slot(hourly, utc("2026-05-01 00:00"), utc("2026-05-01 00:59")) is None
+    assert latest_slot(hourly, utc("2026-05-01 00:00"), utc("2026-05-01 01:00")) == utc("2026-05-01 01:00")
+    assert latest_slot(hourly, utc("2026-05-01 01:00"), utc("2026-05-01 01:00")) is None
+
+
+def test_the_latest_of_ten_years_of_minutes_costs_one_look():
+    schedule = parse("* * * * *", BERLIN)
+    started = time.process_time()
+    for _ in range(100):
+        assert latest_slot(schedule, utc("2016-01-01 00:00"), utc("2026-01-01 00:00")) == utc("2026-01-01 00:00")
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("slot", "zone", "offset_days", "expected"),
+    [
+        ("2026-03-01 07:00", NEW_YORK, 1, date(2026, 2, 28)),
+        ("2026-03-01 04:00", NEW_YORK, 1, date(2026, 2, 27)),
+        ("2026-03-01 04:00", "UTC", 1, date(2026, 2, 28)),
+        ("2026-03-01 12:00", "Pacific/Kiritimati", 0, date(2026, 3, 2)),
+        ("2026-03-01 12:00", "UTC", 0, date(2026, 3, 1)),
+        ("2026-03-01 12:00", "UTC", -1, date(2026, 3, 2)),
+        ("2026-11-01 06:30", NEW_YORK, 1, date(2026, 10, 31)),
+        ("2028-03-01 12:00", "UTC", 1, date(2028, 2, 29)),
+    ],
+)
+def test_the_run_date_is_counted_in_the_pipelines_zone(slot, zone, offset_days, expected):
+    assert run_date(utc(slot), zone, offset_days) == expected
+
+
+def test_jitter_is_steady_bounded_and_spread():
+    at_most = timedelta(minutes=10)
+    delays = [jitter(f"config-{number}", at_most) for number in range(2000)]
+    assert delays == [jitter(f"config-{number}", at_most) for number in range(2000)]
+    assert all(timedelta(0) <= delay < at_most for delay in delays)
+    tenths = [int(delay / at_most * 10) for delay in delays]
+    assert all(150 < tenths.count(tenth) < 250 for tenth in range(10))
+    assert jitter("config-1", timedelta(0)) == timedelta(0)
+    # Pinned: a pipeline's delay may not move when the service is upgraded.
+    assert jitter("config-1", timedelta(hours=1)) == timedelta(seconds=966, microseconds=48396)
+    with pytest.raises(Invalid):
+        jitter("config-1", timedelta(seconds=-1))
+
+
+def test_threads_share_an_expression_without_mixing_up_their_slots():
+    schedule = parse("30 2 * * *", BERLIN)
+    starts = [utc("2026-01-01 12:00") + timedelta(days=day) for day in range(200)]
+    expected = [next_slot(schedule, start) for start in starts]
+    results: dict[int, list[datetime]] = {}
+
+    def look(number: int) -> None:
+        results[number] = [next_slot(schedule, start) for start in starts]
+
+    threads = [Thread(target=look, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(results[number] == expected for number in range(8))
+
+
+def test_the_next_slot_is_found_in_well_under_a_millisecond():
+    schedules = [parse(cron, NEW_YORK) for cron in ("0 2 * * *", "*/15 * * * *", "0 9 * * 1-5", "0 6 1 * *")]
+    after = utc("2026-05-01 10:00")
+    started = time.process_time()
+    for number in range(1000):
+        next_slot(schedules[number % len(schedules)], after + number * MINUTE)
+    assert time.process_time() - started < 0.5
+
+
+WORDS = st.sampled_from(
+    ["*", "*/5", "*/61", "0", "7", "29", "30", "31", "59", "2", "feb", "SUN", "fri-sun", "1-5", "22-2", "L", "5#3",
+     "15W", "?", "H", "R", "R(1-5)", "h/3", "l5", "@daily", "@reboot", "1,2,3", "0-59/1", "1-31", "0-6", "", "-", "/", ",",
+     "*,*", "9" * 30]
+)  # fmt: skip
+TEXTS = st.one_of(
+    st.lists(WORDS, min_size=4, max_size=7).map(" ".join),
+    st.lists(st.text("0123456789*/,-", min_size=1, max_size=8), min_size=5, max_size=5).map(" ".join),
+    st.text(string.printable, max_size=110),
+    st.text(max_size=40),
+)
+
+
+@given(text=TEXTS, zone=st.sampled_from(sorted(available_timezones())), after=st.datetimes(timezones=st.just(UTC)))
+@settings(max_examples=600, deadline=timedelta(seconds=2))
+@example(text="46 */3 * * *", zone="Pacific/Chatham", after=utc("2026-09-26 13:00"))
+@example(text="0 0 29 2 *", zone="UTC", after=utc("2096-02-29 00:00"))
+@example(text="30 * * * *", zone="Pacific/Apia", after=utc("2011-12-30 09:30"))
+@example(text="* * * * *", zone="Africa/Monrovia", after=utc("1972-01-07 00:44"))
+def test_any_text_is_refused_or_has_slots_that_move_on(text, zone, after):
+    try:
+        schedule = parse(text, zone)
+    except Invalid:
+        return
+    assert parse(schedule.cron, zone) == schedule
+    assert len(schedule.cron) <= 100
+    if not 1900 <= after.year < 2400:
+        return
+    found = next_slots(schedule, after, 3)
+    assert after < found[0] < found[1] < found[2]
+    assert found[1] - found[0] < timedelta(days=8 * 366)
+    assert latest_slot(schedule, after, found[2]) == found[2]
+    for earlier, later in pairwise(found):
+        assert latest_slot(schedule, after, later - MINUTE / 60) == earlier
