@@ -24,7 +24,7 @@ from adapters.postgres.store import PostgresStore
 from adapters.settings import Settings
 from application.mapper import EventMapper
 from application.platform import Platform
-from application.ports import KeyWrapper, Mailer, Vault
+from application.ports import KeyWrapper, Mailer, PipelineRunner, Vault
 from domain.envelope import Origin
 
 
@@ -53,7 +53,7 @@ class Service:
     bigquery: bigquery.Client
     warehouse: BigQueryWarehouse
     registry: Registry
-    engine: Engine
+    engine: PipelineRunner
     mailer: Mailer
 
     def close(self) -> None:
@@ -82,7 +82,10 @@ def mailer(settings: Settings) -> Mailer:
 
 
 def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN401 - any part may be given
-    """A service on the database at `dsn`. Connects to nothing yet. `parts` replaces parts by name: `mailer`, `keys`."""
+    """A service on the database at `dsn`. Connects to nothing yet.
+
+    `parts` replaces parts by name: `keys`, `mailer`, `engine`.
+    """
     datastore = Datastore(dsn, size=settings.database_pool_size)
     store = PostgresStore(datastore)
     vault = EnvelopeVault(parts.get("keys") or key_wrapper(settings), PostgresDataKeys(datastore))
@@ -102,13 +105,15 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
         bigquery=client,
         warehouse=BigQueryWarehouse(client, settings.project, settings.customers_dataset_id, settings.gcp_location),
         registry=registry,
-        engine=Engine(
+        engine=parts.get("engine")
+        or Engine(
             registry=registry,
             client=client,
-            project=settings.project,
+            central=settings.customers_dataset_id,
             credentials=SealedCredentials(datastore, vault),
             mailer=post,
             now=utc_now,
+            endpoint=settings.emulator_url,
         ),
         mailer=post,
     )

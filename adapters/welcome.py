@@ -10,6 +10,7 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from adapters.bootstrap import Service, utc_now
+from adapters.mail.smtp import Undeliverable
 from application.ports import Mail
 from domain.customer import ApiKeyIssued
 from projections.follow import Placed
@@ -65,4 +66,8 @@ class Welcomer:
             base_url=base_url,
         )
         mail = Mail(to=(customer["admin_email"],), subject="Welcome to Convergence", text=text)
-        logger.info("welcome mail of %s: %s", customer_id, self._service.mailer.send(mail))
+        try:
+            logger.info("welcome mail of %s: %s", customer_id, self._service.mailer.send(mail))
+        except (Undeliverable, ValueError) as error:
+            # Trying again would not help, and would hold up the mails behind it.
+            logger.warning("welcome mail of %s cannot be delivered: %s", customer_id, error)

@@ -4,18 +4,21 @@ import logging
 import random
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
+from typing import Final, Self
 
 from adapters.bootstrap import Service, origin, utc_now
 from adapters.postgres import leases
 from adapters.postgres.channels import QUEUE, STOP
 from adapters.postgres.listener import Listener
 from adapters.provisioner import provision_pending
+from adapters.reporter import Reporter
 from adapters.scheduler import run_takeover
-from application.execution import LEASE_SECONDS, ClaimRuns, Outcome, ReportOutcomes, claim_runs, report_outcomes
+from adapters.settings import Settings
+from application.execution import LEASE_SECONDS, ClaimRuns, Outcome, claim_runs
 from application.ports import Away, Cancelled, RunOrder, RunReport, StepReport
 
 logger = logging.getLogger(__name__)
@@ -49,7 +52,16 @@ class Worker:
         self._held: dict[tuple[str, int], _Attempt] = {}
         self._lock = threading.Lock()
         self._renewed = time.monotonic()
+        self._reporter = Reporter(service, worker_id, patience_s=LOST_AFTER_S)
         self.worker_id = worker_id
+
+    def __enter__(self) -> Self:
+        self._reporter.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Returns when what was executed has been recorded."""
+        self._reporter.stop()
 
     def claim(self, limit: int, run_id: str | None = None) -> list[RunOrder]:
         """Claim at most `limit` runs; they are this worker's until reported. Raises `Away` with the database."""
@@ -66,19 +78,23 @@ class Worker:
             self._held.update({(order.run_id, order.attempt): _Attempt(order) for order in orders})
         return orders
 
-    def execute(self, order: RunOrder) -> None:
-        """Run one claimed attempt to its end and report it. Never raises: what goes wrong is the run's outcome."""
+    def execute(self, order: RunOrder, recorded: Callable[[], None] = lambda: None) -> None:
+        """Run one claimed attempt to its end and have it reported; `recorded` is called when that is done.
+
+        Never raises: what goes wrong is the run's outcome.
+        """
         attempt = self._held[order.run_id, order.attempt]
-        try:
-            outcome = self._outcome(attempt)
-            if outcome is not None:
-                self._report(outcome)
-        except Away as away:
-            # The lease will run out and the run be taken over: nothing is lost, the attempt is spent.
-            logger.error("run %s: its outcome could not be recorded: %s", order.run_id, away)  # noqa: TRY400 - no fault of ours
-        finally:
+
+        def let_go() -> None:
             with self._lock:
-                self._held.pop((order.run_id, order.attempt), None)
+                del self._held[order.run_id, order.attempt]
+            recorded()
+
+        outcome = self._outcome(attempt)
+        if outcome is None:
+            let_go()
+        else:
+            self._reporter.submit(outcome, let_go)
 
     def _outcome(self, attempt: _Attempt) -> Outcome | None:
         order = attempt.order
@@ -123,37 +139,42 @@ class Worker:
             handed_back=handed_back,
         )
 
-    def _report(self, outcome: Outcome) -> None:
-        command = ReportOutcomes(
-            at=outcome.at, by=origin(f"worker:{self.worker_id}"), worker_id=self.worker_id, outcomes=(outcome,)
-        )
-        refused = report_outcomes(command, self._service.platform)
-        if refused:
-            logger.warning("run %s: attempt %d was no longer ours", outcome.run_id, outcome.attempt)
-
     def flush(self, attempt: _Attempt) -> None:
         """Record the steps so far of a run that takes long."""
         if attempt.steps and time.monotonic() - attempt.flushed_at >= FLUSH_STEPS_AFTER_S:
-            self._report(self._ended(attempt))
+            self._reporter.submit(self._ended(attempt), lambda: None)
             attempt.steps.clear()
             attempt.flushed_at = time.monotonic()
 
     def renew(self) -> None:
-        """One heartbeat: renew all leases; stop what was cancelled, or is held no more."""
+        """One heartbeat: renew all leases; stop what was cancelled, and what is held no more."""
+        with self._lock:
+            attempts = list(self._held.items())
         try:
-            held = {
-                (h.run_id, h.attempt): h for h in leases.renew(self._service.datastore, self.worker_id, self._lease_s)
-            }
-            self._renewed = time.monotonic()
+            answer = leases.renew(self._service.datastore, self.worker_id, self._lease_s)
         except Away:
             if time.monotonic() - self._renewed > LOST_AFTER_S:
                 self._stop_all("lost")
             return
-        with self._lock:
-            attempts = list(self._held.items())
+        self._renewed = time.monotonic()
+        held = {(lease.run_id, lease.attempt): lease for lease in answer}
         for key, attempt in attempts:
-            if key in held and held[key].stop_asked:
+            if key not in held:
+                self._stop(attempt, "lost")
+            elif held[key].stop_asked:
                 self._stop(attempt, "cancelled")
+
+    @property
+    def holding(self) -> int:
+        """How many runs are in hand: claimed, and not yet recorded."""
+        with self._lock:
+            return len(self._held)
+
+    def wait_idle(self, timeout_s: float) -> None:
+        """Returns when nothing is in hand any more, or the time is up."""
+        until = time.monotonic() + timeout_s
+        while self.holding and time.monotonic() < until:
+            time.sleep(0.05)
 
     def hand_back_all(self) -> None:
         """Stop every run in hand; each goes back to the queue."""
@@ -203,63 +224,67 @@ def _heartbeats(worker: Worker, done: threading.Event, wake: threading.Event) ->
 
 def process_one(service: Service, worker_id: str, run_id: str | None = None) -> str | None:
     """Claim one waiting run, or the one that is named, and execute it; returns its id, None when there was none."""
-    worker = Worker(service, worker_id)
-    orders = worker.claim(1, run_id)
-    if not orders:
-        return None
     done, wake = threading.Event(), threading.Event()
-    beat = threading.Thread(target=_heartbeats, args=(worker, done, wake), name="heartbeat", daemon=True)
-    listener = Listener(service.dsn, {STOP: lambda _: wake.set()})
-    beat.start()
-    listener.start()
-    try:
-        worker.execute(orders[0])
-    finally:
-        done.set()
-        wake.set()
-        beat.join()
-        listener.stop()
+    with Worker(service, worker_id) as worker:
+        orders = worker.claim(1, run_id)
+        if not orders:
+            return None
+        beat = threading.Thread(target=_heartbeats, args=(worker, done, wake), name="heartbeat", daemon=True)
+        listener = Listener(service.dsn, {STOP: lambda _: wake.set()})
+        beat.start()
+        listener.start()
+        try:
+            worker.execute(orders[0])
+        finally:
+            done.set()
+            wake.set()
+            beat.join()
+            listener.stop()
     return orders[0].run_id
 
 
 def run_worker(service: Service, stop: threading.Event) -> None:
     """Claim and execute runs until `stop` is set; then finish what can be finished in 25 s and hand back the rest."""
     settings = service.settings
-    worker = Worker(service, settings.worker_id)
     wake, beat_now, done = threading.Event(), threading.Event(), threading.Event()
     listener = Listener(service.dsn, {QUEUE: lambda _: wake.set(), STOP: lambda _: beat_now.set()})
-    threads = [
-        threading.Thread(target=_heartbeats, args=(worker, done, beat_now), name="heartbeat"),
-        threading.Thread(target=run_takeover, args=(service, done), name="takeover"),
-        threading.Thread(target=provision_pending, args=(service, done), name="provisioner"),
-    ]
-    listener.start()
-    for thread in threads:
-        thread.start()
-    busy: set[Future[None]] = set()
-    with ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="run") as pool:
+    with (
+        Worker(service, settings.worker_id) as worker,
+        ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="run") as pool,
+    ):
+        threads = [
+            threading.Thread(target=_heartbeats, args=(worker, done, beat_now), name="heartbeat"),
+            threading.Thread(target=run_takeover, args=(service, done), name="takeover"),
+            threading.Thread(target=provision_pending, args=(service, done), name="provisioner"),
+        ]
+        listener.start()
+        for thread in threads:
+            thread.start()
         try:
-            while not stop.is_set():
-                # Cleared before looking, so that what comes while we look wakes us again.
-                wake.clear()
-                busy = {future for future in busy if not future.done()}
-                free = settings.worker_concurrency - len(busy)
-                orders = _claim(worker, free) if free else []
-                for order in orders:
-                    future = pool.submit(worker.execute, order)
-                    future.add_done_callback(lambda _: wake.set())
-                    busy.add(future)
-                if not orders or len(orders) >= free:
-                    _sleep(wake, stop, settings.poll_interval_seconds)
-            wait(busy, timeout=GRACE_S - 5)
+            _claim_until(stop, worker, pool, wake, service.settings)
+            worker.wait_idle(GRACE_S - 5)
             worker.hand_back_all()
-            wait(busy, timeout=5)
+            worker.wait_idle(5)
         finally:
             done.set()
             beat_now.set()
             listener.stop()
             for thread in threads:
                 thread.join(timeout=5)
+
+
+def _claim_until(
+    stop: threading.Event, worker: Worker, pool: ThreadPoolExecutor, wake: threading.Event, settings: Settings
+) -> None:
+    while not stop.is_set():
+        # Cleared before looking, so that what comes while we look wakes us again.
+        wake.clear()
+        free = settings.worker_concurrency - worker.holding
+        orders = _claim(worker, free) if free > 0 else []
+        for order in orders:
+            pool.submit(worker.execute, order, wake.set)
+        if not orders:
+            _sleep(wake, stop, settings.poll_interval_seconds)
 
 
 def _claim(worker: Worker, free: int) -> list[RunOrder]:

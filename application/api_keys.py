@@ -6,6 +6,7 @@ from application.command import Command, new_id
 from application.customers import Issued, random_key_part, sealed_key
 from application.platform import Platform, Transaction
 from application.ports import Vault
+from domain.refusals import Conflict
 
 
 class IssueApiKey(Command):
@@ -28,6 +29,8 @@ def issue_api_key(command: IssueApiKey, platform: Platform, vault: Vault) -> Iss
         tx.lock([customer_id])
         customer, subscription = tx.customer(customer_id), tx.subscription(customer_id)
         state = customer.must("No such customer.")
+        if command.api_key_id in state.api_keys:
+            raise Conflict("This API key was issued before, and is shown only once.")
         customer.append(state.issue_key(issued, command.at, replace_oldest=False))
         plan = subscription.must("No such customer.").plan
         return Issued(command.api_key_id, key, customer_id, plan, state.company_name, new_customer=False)

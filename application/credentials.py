@@ -69,6 +69,8 @@ class AddCredential(NewCredential, Command):
 def add_credential(command: AddCredential, platform: Platform, vault: Vault) -> str:
     """Store a customer's cloud credential, readable by nobody but its own runs; returns its id.
 
+    Asking again with the same credential_id finds the same credential.
+
     Refused with `Forbidden` when the plan has no room for another provider.
     """
     plaintext = SecretStr(json.dumps(command.credentials, separators=(",", ":"), ensure_ascii=False))
@@ -86,7 +88,9 @@ def add_credential(command: AddCredential, platform: Platform, vault: Vault) -> 
         tx.lock([command.customer_id])
         customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
         limits = subscription.must("No such customer.").limits
-        customer.append(customer.must("No such customer.").add_credential(added, limits.max_providers))
+        state = customer.must("No such customer.")
+        if command.credential_id not in state.credentials:
+            customer.append(state.add_credential(added, limits.max_providers))
 
     platform.transact(command, work)
     return command.credential_id

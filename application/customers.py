@@ -4,6 +4,7 @@ import hashlib
 import secrets
 import string
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Literal
 
 from pydantic import EmailStr, Field, SecretStr
@@ -12,7 +13,7 @@ from application.command import Command, Line, Request, new_id
 from application.platform import Platform, Transaction
 from application.ports import Purpose, SealedFor, Vault, Warehouse
 from domain import identity
-from domain.customer import KEY_LIFE, ApiKeyIssued, CustomerEvent, Onboarded
+from domain.customer import KEY_LIFE, ApiKeyIssued, Customer, CustomerEvent, Onboarded
 from domain.pipeline_run import Priority, RunScheduled, Trigger
 from domain.plans import Plan
 from domain.refusals import Conflict
@@ -76,6 +77,8 @@ def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
     anyone else is refused with `Conflict`. Raises `Away` when database or keys are away; then nothing has happened.
     """
     customer_id = command.customer_id
+    # Looked at first: the keys of a customer that exists are none of a stranger's business.
+    platform.transact(command, lambda tx: _refuse_takeover(tx.customer(customer_id).state, command))
     vault.prepare(customer_id)
     issued = sealed_key(customer_id, command.api_key_id, command.key_part, command, vault)
 
@@ -98,11 +101,9 @@ def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
             opened = open_subscription(customer_id, command.subscription_plan, command.at)
             subscription.append([opened])
             return opened.plan, command.company_name, True
-        if command.known_as == "nobody" or customer.state.customer_id != customer_id:
-            raise Conflict(
-                "This customer_id is taken. Its owner can onboard it again with X-API-Key, "
-                "an operator with X-Admin-Key."
-            )
+        _refuse_takeover(customer.state, command)
+        if command.api_key_id in customer.state.api_keys:
+            raise Conflict("This API key was issued before, and is shown only once.")
         current = subscription.must("No such subscription.")
         if command.known_as == "admin" and "subscription_plan" in command.model_fields_set:
             subscription.append(current.change_plan(command.subscription_plan, "onboarded again", command.at))
@@ -112,6 +113,13 @@ def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
     plan, company_name, new_customer = platform.transact(command, work)
     key = SecretStr(f"{customer_id}_api_{command.key_part.get_secret_value()}")
     return Issued(command.api_key_id, key, customer_id, plan, company_name, new_customer)
+
+
+def _refuse_takeover(known: Customer | None, command: Onboard) -> None:
+    if known is not None and (command.known_as == "nobody" or known.customer_id != command.customer_id):
+        raise Conflict(
+            "This customer_id is taken. Its owner can onboard it again with X-API-Key, an operator with X-Admin-Key."
+        )
 
 
 class Provision(Command):
@@ -148,7 +156,7 @@ def provision(command: Provision, platform: Platform, warehouse: Warehouse) -> t
                         pipeline_id=command.dryrun_pipeline_id,
                         trigger_type=Trigger.ONBOARDING,
                         trigger_by="service",
-                        run_date=command.at.date(),
+                        run_date=command.at.astimezone(UTC).date(),
                         scheduled_for=command.at,
                         priority=Priority.ONBOARDING,
                     )

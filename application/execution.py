@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,6 +19,8 @@ from domain.refusals import Conflict
 from domain.subscription import Status
 
 LEASE_SECONDS: Final = 60.0
+_LOOKS: Final = 20
+_LOOK_FURTHER: Final = 500
 
 
 class ClaimRuns(Command):
@@ -34,13 +37,22 @@ def claim_runs(command: ClaimRuns, platform: Platform) -> list[RunOrder]:
 
     Claim and place are taken in one transaction: two workers never get the same run, and no limit is exceeded.
     """
-    return platform.transact(command, lambda tx: _claim(tx, command))
+    orders: list[RunOrder] = []
+    found = look = command.limit
+    for _ in range(_LOOKS):
+        orders, found = platform.transact(command, partial(_claim, command=command, look=look))
+        if orders or not found:
+            break
+        # What was found is skipped by now, or its customers' places were just taken: others may wait behind it.
+        look = max(look, _LOOK_FURTHER)
+    return orders
 
 
-def _claim(tx: Transaction, command: ClaimRuns) -> list[RunOrder]:
-    found = tx.session.claimable_runs(command.limit, command.run_id)
+def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrder], int]:
+    """Claim at most `limit` of the first `look` runs; also returns how many were found."""
+    found = tx.session.claimable_runs(look, command.run_id)
     if not found:
-        return []
+        return [], 0
     now = tx.session.now()
     tx.lock(customer_id for _, customer_id in found)
     subscriptions = tx.subscriptions(sorted({customer_id for _, customer_id in found}))
@@ -50,7 +62,7 @@ def _claim(tx: Transaction, command: ClaimRuns) -> list[RunOrder]:
     for run_id, customer_id in found:
         run, subscription = runs[UUID(run_id)], subscriptions[customer_id].must("No such customer.")
         state = run.must("No such run.")
-        if state.state is not RunState.PENDING:
+        if state.state is not RunState.PENDING or len(claimed) == command.limit:
             continue
         if state.order.trigger_type is not Trigger.ONBOARDING:
             if subscription.status is not Status.ACTIVE:
@@ -72,7 +84,7 @@ def _claim(tx: Transaction, command: ClaimRuns) -> list[RunOrder]:
     configurations = tx.session.configurations(
         {(run.customer_id, run.order.provider, run.order.domain) for _, run in claimed}
     )
-    return [_order(run_id, run, configurations) for run_id, run in claimed]
+    return [_order(run_id, run, configurations) for run_id, run in claimed], len(found)
 
 
 def _order(run_id: str, run: PipelineRun, configurations: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> RunOrder:
@@ -133,12 +145,13 @@ def _report(tx: Transaction, command: ReportOutcomes) -> list[str]:
     runs = tx.runs([(UUID(o.run_id), o.customer_id) for o in command.outcomes])
     refused: list[str] = []
     released: dict[str, dict[str, bool | None]] = defaultdict(dict)
+    now = tx.session.now()
     for outcome in command.outcomes:
         run = runs[UUID(outcome.run_id)]
         try:
             for step in outcome.steps:
                 run.append(run.must("No such run.").finish_step(command.worker_id, _step(step, outcome.attempt)))
-            run.append(_ending(run.must("No such run."), command.worker_id, outcome))
+            run.append(_ending(run.must("No such run."), command.worker_id, outcome, now))
         except Conflict:
             refused.append(outcome.run_id)
             continue
@@ -159,17 +172,19 @@ def _release(
     tx.session.drop_leases([run_id for outcomes in released.values() for run_id in outcomes])
 
 
-def _ending(run: PipelineRun, worker_id: str, outcome: Outcome) -> Sequence[Any]:
+def _ending(run: PipelineRun, worker_id: str, outcome: Outcome, now: datetime) -> Sequence[Any]:
+    """`now` is the database's clock: by it the queue says when a run is ready again."""
     if outcome.cancelled:
         return run.stop_cancelled(worker_id, outcome.attempt, outcome.at)
     if outcome.handed_back is not None:
-        return run.hand_back(worker_id, outcome.attempt, outcome.at, outcome.handed_back)
+        return run.hand_back(worker_id, outcome.attempt, now, outcome.handed_back)
     if outcome.report is None:
         return ()
     if outcome.report.succeeded:
         return run.complete(worker_id, outcome.attempt, outcome.at, outcome.report.rows)
     error = outcome.report.error or "The run failed without saying why."
-    return run.fail(worker_id, outcome.attempt, outcome.at, error, outcome.retry_after)
+    retry_at = None if outcome.retry_after is None else now + outcome.retry_after
+    return run.fail(worker_id, outcome.attempt, outcome.at, error, retry_at)
 
 
 def _step(step: StepReport, attempt: int) -> StepFinished:

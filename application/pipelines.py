@@ -58,7 +58,10 @@ def checked_parameters(template: Template, parameters: dict[str, Any]) -> dict[s
 
 
 def configure_pipeline(command: ConfigurePipeline, platform: Platform, catalogue: Catalogue) -> str:
-    """Schedule a pipeline; returns its config_id. Raises `Invalid` for what is wrong."""
+    """Schedule a pipeline; returns its config_id. Raises `Invalid` for what is wrong.
+
+    Asking again with the same config_id finds the same pipeline.
+    """
     template = catalogue.find(command.provider, command.domain, command.pipeline_template)
     if template is None:
         raise Invalid("No such pipeline template. GET /api/v1/pipelines/templates lists them.")
@@ -80,7 +83,8 @@ def configure_pipeline(command: ConfigurePipeline, platform: Platform, catalogue
         tx.lock([command.customer_id])
         customer = tx.customer(command.customer_id)
         state = customer.must("No such customer.")
-        customer.append(state.configure_pipeline(command.config_id, pipeline, next_slot(schedule, command.at)))
+        if command.config_id not in state.pipelines:
+            customer.append(state.configure_pipeline(command.config_id, pipeline, next_slot(schedule, command.at)))
 
     platform.transact(command, work)
     return command.config_id

@@ -22,7 +22,15 @@ from domain.pipeline_run import PipelineRun, RunEvent
 from domain.refusals import NotFound
 from domain.subscription import Subscription, SubscriptionEvent
 
-State = TypeVar("State")
+
+class Owned(Protocol):
+    """The state of a stream: it knows whose it is."""
+
+    @property
+    def customer_id(self) -> str: ...
+
+
+State = TypeVar("State", bound=Owned)
 Event = TypeVar("Event")
 Result = TypeVar("Result")
 
@@ -168,8 +176,8 @@ class Stream(Generic[State, Event]):
         return self.state is not None
 
     def must(self, missing: str) -> State:
-        """The state; raises `NotFound(missing)` for a stream without events."""
-        if self.state is None:
+        """The state; raises `NotFound(missing)` for a stream without events, or of another customer than was said."""
+        if self.state is None or self.state.customer_id != self.customer_id:
             raise NotFound(missing)
         return self.state
 
@@ -234,7 +242,6 @@ class Transaction:
                 stream = missing[recorded.originator_id]
                 stream.state = kind.evolve(stream.state, recorded.event)  # type: ignore[arg-type]
                 stream.version = stored.originator_version
-                stream.customer_id = recorded.envelope.customer_id
             self._streams.update(missing)
         return [self._streams[i] for i, _ in wanted]
 
@@ -287,6 +294,12 @@ class Platform:
         except RetryError:
             raise Away("Too many others are changing the same thing. Try again.") from None
         return result
+
+    def history(self, stream_id: UUID) -> list[Recorded]:
+        """Every event of one stream in its envelope, oldest first; empty for a stream that never was."""
+        with self._store.transaction() as session:
+            stored = session.events({stream_id: 0})
+        return [self._mapper.to_domain_event(event) for event in stored]
 
     def _once(self, command: Command, work: Callable[[Transaction], Result]) -> Result:
         with self._store.transaction() as session:

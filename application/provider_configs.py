@@ -29,7 +29,7 @@ class ConfigureProvider(NewProviderConfig, Command):
 
 
 def configure_provider(command: ConfigureProvider, platform: Platform) -> str:
-    """Store the configuration; returns its id."""
+    """Store the configuration; returns its id. Asking again with the same config_id finds the same configuration."""
     configured = ProviderConfigured(
         config_id=command.config_id,
         provider=command.provider,
@@ -42,7 +42,9 @@ def configure_provider(command: ConfigureProvider, platform: Platform) -> str:
     def work(tx: Transaction) -> None:
         tx.lock([command.customer_id])
         customer = tx.customer(command.customer_id)
-        customer.append(customer.must("No such customer.").configure_provider(configured))
+        state = customer.must("No such customer.")
+        if command.config_id not in state.provider_configs:
+            customer.append(state.configure_provider(configured))
 
     platform.transact(command, work)
     return command.config_id

@@ -1,18 +1,19 @@
 """Runs asked for by hand: requested, cancelled, tried again."""
 
+from dataclasses import replace
 from datetime import UTC, date
 from typing import Any
 from uuid import UUID
 
 from pydantic import Field
 
-from application.command import Command, Request, Word, new_id
+from application.command import Command, Request, Word, as_uuid, new_id
+from application.mapper import Recorded
 from application.pipelines import checked_parameters, known_template
 from application.platform import Platform, Transaction
 from application.ports import Catalogue
 from domain.pipeline_run import PipelineRun, Priority, RunScheduled, RunState, Trigger
-from domain.refusals import Conflict, Refusal
-
+from domain.refusals import Conflict, NotFound, Refusal
 
 Day = date  # a field of the same name would hide it
 
@@ -51,7 +52,6 @@ def request_run(command: RequestRun, platform: Platform, catalogue: Catalogue) -
         run_date=command.date or command.at.astimezone(UTC).date(),
         scheduled_for=command.at,
         priority=Priority.MANUAL,
-        counted_on=command.at.astimezone(UTC).date(),
         parameters=checked_parameters(template, command.parameters),
     )
     return _admit(command, UUID(command.run_id), order, platform)
@@ -63,12 +63,13 @@ def _admit(command: Command, run_id: UUID, order: RunScheduled, platform: Platfo
         subscription = tx.subscription(order.customer_id)
         run = tx.run(run_id, order.customer_id)
         if run.exists:
+            run.must("No such run.")
             return None
         state = subscription.must("No such customer.")
         admission = state.admit([str(run_id)], command.at, starting=True)
         subscription.append(admission.events)
         if admission.refusal is None:
-            run.append([order])
+            run.append([replace(order, counted_on=admission.day)])
         return admission.refusal
 
     # The refusal is an event too: the transaction that records it must not be rolled back.
@@ -76,6 +77,12 @@ def _admit(command: Command, run_id: UUID, order: RunScheduled, platform: Platfo
     if refusal is not None:
         raise refusal
     return run_id
+
+
+def run_history(run_id: str, platform: Platform) -> list[Recorded]:
+    """Everything that happened to a run, oldest first; empty for a run that there is not."""
+    stream_id = as_uuid(run_id)
+    return [] if stream_id is None else platform.history(stream_id)
 
 
 class CancelRun(Command):
@@ -90,7 +97,7 @@ def cancel_run(command: CancelRun, platform: Platform) -> None:
     def work(tx: Transaction) -> None:
         tx.session.lock_runs([command.run_id])
         tx.lock([command.customer_id])
-        run = tx.run(UUID(command.run_id), command.customer_id)
+        run = tx.run(_known(command.run_id), command.customer_id)
         state = run.must("No such run.")
         run.append(state.cancel(command.at, command.reason))
         ended = run.must("No such run.")
@@ -100,6 +107,13 @@ def cancel_run(command: CancelRun, platform: Platform) -> None:
             tx.session.ask_to_stop(command.run_id)
 
     platform.transact(command, work)
+
+
+def _known(run_id: str) -> UUID:
+    stream_id = as_uuid(run_id)
+    if stream_id is None:
+        raise NotFound("No such run.")
+    return stream_id
 
 
 def give_back(tx: Transaction, command: Command, run_id: str, run: PipelineRun) -> None:
@@ -120,7 +134,7 @@ def retry_run(command: RetryRun, platform: Platform) -> UUID:
     """A new run with the same date and parameters as one that failed, was cancelled or skipped; returns its id."""
 
     def look(tx: Transaction) -> PipelineRun:
-        return tx.run(UUID(command.run_id), command.customer_id).must("No such run.")
+        return tx.run(_known(command.run_id), command.customer_id).must("No such run.")
 
     old = platform.transact(command, look)
     if old.state not in {RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}:
@@ -137,7 +151,6 @@ def retry_run(command: RetryRun, platform: Platform) -> UUID:
         scheduled_for=command.at,
         priority=Priority.RETRY,
         config_id=old.order.config_id,
-        counted_on=command.at.astimezone(UTC).date(),
         retry_of=command.run_id,
         parameters=old.order.parameters,
     )

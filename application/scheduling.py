@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -81,22 +81,21 @@ def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalo
     for p in fresh:
         if p.skip is None:
             wanting[p.due.customer_id].append(p)
-    admitted: set[str] = set()
+    admitted: dict[str, date] = {}
     refusals: dict[str, str] = {}
     for customer_id, plans in wanting.items():
         subscription = subscriptions[customer_id]
         state = subscription.must("No such customer.")
         admission = state.admit([str(p.run_id) for p in plans], command.at, starting=False)
         subscription.append(admission.events)
-        admitted.update(admission.admitted)
+        admitted.update(dict.fromkeys(admission.admitted, admission.day))
         refusals[customer_id] = str(admission.refusal)
 
     queued = 0
-    today = command.at.astimezone(UTC).date()
     for p in fresh:
         run = runs[p.run_id]
         if str(p.run_id) in admitted:
-            run.append([replace(p.order, counted_on=today)])
+            run.append([replace(p.order, counted_on=admitted[str(p.run_id)])])
             queued += 1
         else:
             run.append([p.order])
@@ -120,25 +119,15 @@ def _move_on_the_rest(tx: Transaction, now: datetime, due: Sequence[DuePipeline]
 def _plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[_Planned]:
     """The runs that a due pipeline gets, oldest slot first."""
     schedule = Schedule(due.cron, due.timezone)
-    following = next_slot(schedule, now)
-    late = now - due.next_run_time > LATE
-    if not late:
-        slots, missed = [due.next_run_time], 0
-    elif due.catch_up == "all":
-        since = max(due.next_run_time, now - CATCH_UP_WINDOW) - timedelta(microseconds=1)
-        slots, missed = slots_between(schedule, since, now, CATCH_UP_AT_MOST) or [due.next_run_time], 0
+    if now - due.next_run_time <= LATE:
+        slots, following = [due.next_run_time], next_slot(schedule, due.next_run_time)
     else:
-        newest = latest_slot(schedule, due.next_run_time - timedelta(microseconds=1), now) or due.next_run_time
-        slots, missed = [newest], 0 if newest == due.next_run_time else 1
+        slots, following = _missed_slots(due, schedule, now), next_slot(schedule, now)
     try:
         template = known_template(catalogue, due.provider, due.domain, due.template)
-        skip = None
+        unknown = None
     except NotFound as error:
-        template, skip = None, str(error)
-    if late and due.catch_up == "none":
-        skip = "The slot was missed, and the pipeline's catch_up is none."
-    elif due.overlap == "skip" and due.active_runs:
-        skip = "An earlier run of this pipeline has not ended, and its overlap is skip."
+        template, unknown = None, str(error)
     return [
         _Planned(
             run_id=scheduled_run_id(due.config_id, slot),
@@ -153,13 +142,32 @@ def _plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[_Planne
                 trigger_by="scheduler",
                 run_date=run_date(slot, due.timezone, due.date_offset_days),
                 scheduled_for=slot,
-                priority=Priority.CATCH_UP if late else Priority.SCHEDULED,
+                priority=Priority.CATCH_UP if now - slot > LATE else Priority.SCHEDULED,
                 config_id=due.config_id,
                 next_run_time=following,
-                missed=missed,
+                missed_since=due.next_run_time if due.catch_up != "all" and slot > due.next_run_time else None,
                 parameters=due.parameters,
             ),
-            skip=skip,
+            skip=unknown or _reason_to_skip(due, slot, now, first=slot == slots[0]),
         )
         for slot in slots
     ]
+
+
+def _missed_slots(due: DuePipeline, schedule: Schedule, now: datetime) -> list[datetime]:
+    """The slots that a late pipeline still gets a run for, oldest first."""
+    if due.catch_up == "all":
+        since = max(due.next_run_time, now - CATCH_UP_WINDOW) - timedelta(microseconds=1)
+        slots = slots_between(schedule, since, now, CATCH_UP_AT_MOST)
+    else:
+        newest = latest_slot(schedule, due.next_run_time - timedelta(microseconds=1), now)
+        slots = [] if newest is None else [newest]
+    return slots or [due.next_run_time]
+
+
+def _reason_to_skip(due: DuePipeline, slot: datetime, now: datetime, *, first: bool) -> str | None:
+    if due.catch_up == "none" and now - slot > LATE:
+        return "The slot was missed, and the pipeline's catch_up is none."
+    if due.overlap == "skip" and (due.active_runs or not first):
+        return "An earlier run of this pipeline has not ended, and its overlap is skip."
+    return None

@@ -27,14 +27,19 @@ class AddTeamMember(NewTeamMember, Command):
 
 
 def add_team_member(command: AddTeamMember, platform: Platform) -> str:
-    """Add a person, within the plan's limit (`Forbidden` beyond); returns the member's id."""
+    """Add a person, within the plan's limit (`Forbidden` beyond); returns the member's id.
+
+    Asking again with the same member_id finds the same person.
+    """
     added = TeamMemberAdded(member_id=command.member_id, email=command.email, name=command.name, role=command.role)
 
     def work(tx: Transaction) -> None:
         tx.lock([command.customer_id])
         customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
         limits = subscription.must("No such customer.").limits
-        customer.append(customer.must("No such customer.").add_team_member(added, limits.max_team_members))
+        state = customer.must("No such customer.")
+        if command.member_id not in state.team:
+            customer.append(state.add_team_member(added, limits.max_team_members))
 
     platform.transact(command, work)
     return command.member_id

@@ -106,10 +106,10 @@ def read_cron(text: str) -> CronExpression:
         any_day = True  # the day of week alone decides
     # croniter reads some fields in a way of its own (5-5 as every value, 0-7 likewise) and is given plain lists only.
     plain = (
-        _listed(minute),
-        _listed(hour),
+        _listed(minute, of=60),
+        _listed(hour, of=24),
         "*" if any_day else _listed(day),
-        _listed(month),
+        _listed(month, of=12),
         "*" if any_weekday else _listed({number % 7 for number in weekday}),
     )
     return CronExpression(
@@ -132,8 +132,8 @@ def _is_any(word: str) -> bool:
     return "*" in word.split(",")
 
 
-def _listed(numbers: set[int]) -> str:
-    return ",".join(map(str, sorted(numbers)))
+def _listed(numbers: set[int], of: int | None = None) -> str:
+    return "*" if len(numbers) == of else ",".join(map(str, sorted(numbers)))
 
 
 def _values(place: _Field, word: str) -> set[int]:

@@ -57,7 +57,7 @@ class RunScheduled:
     """A run came into being and waits for a worker.
 
     `counted_on` is the UTC day whose quota it took a unit of, None when it counts against none; `next_run_time` is the
-    pipeline's next slot, `missed` how many older slots this run stands for.
+    pipeline's next slot, `missed_since` the oldest of the missed slots that this run stands for besides its own.
     """
 
     customer_id: str
@@ -73,7 +73,7 @@ class RunScheduled:
     config_id: str | None = None
     counted_on: date | None = None
     next_run_time: datetime | None = None
-    missed: int = 0
+    missed_since: datetime | None = None
     retry_of: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,11 +135,15 @@ class RunFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequeued:
-    """Back in the queue until `not_before`: the attempt failed in a way that can pass, or its lease ran out."""
+    """Back in the queue until `not_before`: the attempt failed in a way that can pass, or its lease ran out.
+
+    `spent` says whether the attempt counts as one of the run's: one that its worker handed back does not.
+    """
 
     attempt: int
     not_before: datetime
     reason: str
+    spent: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +189,7 @@ class PipelineRun:
     order: RunScheduled
     state: RunState = RunState.PENDING
     attempt: int = 0
+    attempts_spent: int = 0
     worker_id: str | None = None
     started_at: datetime | None = None
     lease_expires_at: datetime | None = None
@@ -219,33 +224,29 @@ class PipelineRun:
             RunCompleted(
                 attempt=attempt,
                 started_at=self.started_at or at,
-                ended_at=at,
+                ended_at=self._end(at),
                 rows=rows,
                 config_id=self.order.config_id,
             ),
         )
 
     def fail(
-        self, worker_id: str, attempt: int, at: datetime, error: str, retry_after: timedelta | None
+        self, worker_id: str, attempt: int, at: datetime, error: str, retry_at: datetime | None
     ) -> tuple[RunEvent, ...]:
-        """The attempt failed. With `retry_after` the error can pass: the run goes back while it has attempts left."""
+        """The attempt failed. With `retry_at` the error can pass: the run goes back while it has attempts left."""
         self._held(worker_id, attempt)
-        if retry_after is not None and attempt < MAX_ATTEMPTS:
-            return (RunRequeued(attempt=attempt, not_before=at + retry_after, reason=error),)
-        return (
-            RunFailed(
-                attempt=attempt,
-                started_at=self.started_at or at,
-                ended_at=at,
-                error=error,
-                config_id=self.order.config_id,
-            ),
-        )
+        if retry_at is not None and not self._last_attempt:
+            if self.cancel_requested:
+                return self._cancelled(at)
+            return (RunRequeued(attempt=attempt, not_before=retry_at, reason=error),)
+        return (self._failed(at, error),)
 
     def hand_back(self, worker_id: str, attempt: int, at: datetime, reason: str) -> tuple[RunEvent, ...]:
-        """The worker stops before the end and lets another one have the run at once."""
+        """The worker stops before the end and lets another one have the run at once; the attempt does not count."""
         self._held(worker_id, attempt)
-        return (RunRequeued(attempt=attempt, not_before=at, reason=reason),)
+        if self.cancel_requested:
+            return self._cancelled(at)
+        return (RunRequeued(attempt=attempt, not_before=at, reason=reason, spent=False),)
 
     def expire(self, at: datetime) -> tuple[RunEvent, ...]:
         """The lease ran out: the run goes back to the queue, or has failed when its attempts are used up.
@@ -256,25 +257,9 @@ class PipelineRun:
             return ()
         reason = f"Worker {self.worker_id} stopped answering during attempt {self.attempt}."
         if self.cancel_requested:
-            return (
-                RunCancelled(
-                    attempt=self.attempt,
-                    started_at=self.started_at,
-                    ended_at=at,
-                    reason="Cancelled on request.",
-                    config_id=self.order.config_id,
-                ),
-            )
-        if self.attempt >= MAX_ATTEMPTS:
-            return (
-                RunFailed(
-                    attempt=self.attempt,
-                    started_at=self.started_at or at,
-                    ended_at=at,
-                    error=reason,
-                    config_id=self.order.config_id,
-                ),
-            )
+            return self._cancelled(at)
+        if self._last_attempt:
+            return (self._failed(at, reason),)
         return (RunRequeued(attempt=self.attempt, not_before=at, reason=reason),)
 
     def cancel(self, at: datetime, reason: str) -> tuple[RunEvent, ...]:
@@ -290,20 +275,40 @@ class PipelineRun:
     def stop_cancelled(self, worker_id: str, attempt: int, at: datetime) -> tuple[RunEvent, ...]:
         """The worker saw the request and stopped."""
         self._held(worker_id, attempt)
-        return (
-            RunCancelled(
-                attempt=attempt,
-                started_at=self.started_at,
-                ended_at=at,
-                reason="Cancelled on request.",
-                config_id=self.order.config_id,
-            ),
-        )
+        return self._cancelled(at)
 
     def skip(self, at: datetime, reason: str) -> tuple[RunEvent, ...]:
         if self.state is not RunState.PENDING:
             raise Conflict(f"The run is {self.state} already.")
         return (RunSkipped(ended_at=at, reason=reason, config_id=self.order.config_id),)
+
+    @property
+    def _last_attempt(self) -> bool:
+        return self.attempts_spent + 1 >= MAX_ATTEMPTS
+
+    def _end(self, at: datetime) -> datetime:
+        """Workers' clocks may be behind the database's, which said when the attempt began."""
+        return at if self.started_at is None else max(at, self.started_at)
+
+    def _failed(self, at: datetime, error: str) -> RunFailed:
+        return RunFailed(
+            attempt=self.attempt,
+            started_at=self.started_at or at,
+            ended_at=self._end(at),
+            error=error,
+            config_id=self.order.config_id,
+        )
+
+    def _cancelled(self, at: datetime) -> tuple[RunEvent, ...]:
+        return (
+            RunCancelled(
+                attempt=self.attempt,
+                started_at=self.started_at,
+                ended_at=self._end(at),
+                reason="Cancelled on request.",
+                config_id=self.order.config_id,
+            ),
+        )
 
     @property
     def started(self) -> bool:
@@ -331,8 +336,15 @@ def evolve(run: PipelineRun | None, event: RunEvent) -> PipelineRun:  # noqa: PL
             )
         case StepFinished(attempt=attempt, index=index):
             return replace(run, steps_done=run.steps_done | {(attempt, index)})
-        case RunRequeued(not_before=not_before):
-            return replace(run, state=RunState.PENDING, worker_id=None, lease_expires_at=None, not_before=not_before)
+        case RunRequeued(not_before=not_before, spent=spent):
+            return replace(
+                run,
+                state=RunState.PENDING,
+                attempts_spent=run.attempts_spent + spent,
+                worker_id=None,
+                lease_expires_at=None,
+                not_before=not_before,
+            )
         case CancelRequested():
             return replace(run, cancel_requested=True)
         case RunCompleted():

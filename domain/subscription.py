@@ -156,9 +156,13 @@ _DAYS_KEPT: Final = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """Which runs were let in, why the others were not, and the events that say so."""
+    """Which runs were let in, why the others were not, and the events that say so.
+
+    `day` is the UTC day whose units were taken: a unit that is given back goes back there.
+    """
 
     admitted: tuple[str, ...]
+    day: date
     refusal: Refusal | None
     events: tuple[SubscriptionEvent, ...]
 
@@ -221,7 +225,7 @@ class Subscription:
         if isinstance(refusal, QuotaExceeded) and (refusal.limit, usage.day) not in self.refused:
             used, allowed = refusal.used, refusal.allowed
             events.append(RunRefused(limit=refusal.limit, used=used, allowed=allowed, day=usage.day))
-        return Admission(admitted=tuple(admitted), refusal=refusal, events=tuple(events))
+        return Admission(admitted=tuple(admitted), day=usage.day, refusal=refusal, events=tuple(events))
 
     def places(self) -> int:
         """How many more runs may start now."""
@@ -259,7 +263,9 @@ class Subscription:
         return (SlotReleased(run_ids=tuple(held), usage=usage, limits=self.limits),)
 
     def return_admissions(self, run_ids: Sequence[str], day: date, now: datetime) -> tuple[SubscriptionEvent, ...]:
-        """Give units of `day` back: their runs never started."""
+        """Give units of `day` back: their runs never started. A day too old to be known has nothing to be given."""
+        if day not in self.admitted_by_day:
+            return ()
         usage = self.usage.at(now)
         that_day = max(0, self.admitted_by_day.get(day, 0) - len(run_ids))
         if day == usage.day:

@@ -88,7 +88,7 @@ def _(event: RunScheduled, at: Envelope) -> Iterator[RowChange]:
             "priority": event.priority,
             "scheduled_time": event.scheduled_for,
             "state": "PENDING",
-            "not_before": at.at,
+            "not_before": None,
             "claimed_by": None,
             "lease_expires_at": None,
             "deleted_at": None,

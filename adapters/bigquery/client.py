@@ -67,14 +67,14 @@ def connect(project: str, emulator_url: str | None, location: str) -> bigquery.C
             raise ValueError(f"No credentials for BigQuery: {missing}") from missing
     else:
         credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
-    session = AuthorizedSession(credentials, refresh_timeout=METADATA_SECONDS)
+    session = AuthorizedSession(credentials, refresh_timeout=METADATA_SECONDS)  # type: ignore[no-untyped-call]
     session.mount("https://", _Session())
     session.mount("http://", _Session())
     return bigquery.Client(
         project=project,
         credentials=credentials,
         location=location,
-        client_options=ClientOptions(api_endpoint=emulator_url or GOOGLE),  # type: ignore[no-untyped-call]
+        client_options=ClientOptions(api_endpoint=emulator_url or GOOGLE),
         _http=session,
     )
 

@@ -143,8 +143,10 @@ class EmbeddedBigQuery:
             self._lock.release()
 
     def restart(self) -> None:
-        """End it, whatever it is doing, and start it again on the same port and tables."""
+        """Kill it, whatever it is doing, and start it again on the same port and tables: they survive that."""
         with self._gate:
+            if self._child is not None:
+                self._child.kill()
             self._end()
             end_leftovers(list(_emulators_of(self._data)), signal.SIGKILL, _STOP_SECONDS)
             self._open()

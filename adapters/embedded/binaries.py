@@ -38,7 +38,7 @@ def installation(version: str | None = None) -> Path:
 
 
 def bootstrap_account() -> Account | None:
-    """An existing account for initdb, which insists on one with a name. None when we are not root."""
+    """An existing account to make the files as: initdb insists on one with a name. None when we are not root."""
     if os.geteuid() != 0:
         return None
     if not Path("/proc/self/cwd").exists():
@@ -60,16 +60,16 @@ def private_account() -> Account:
     raise EmbeddedError("PostgreSQL does not run as root, and no unused user id was found: set DATABASE_URL.")
 
 
-def reachable(programs: Path, account: Account | None) -> Path:
-    """The installation, or a copy under /var/cache where that account may not reach it (a checkout below /root)."""
+def reachable(programs: Path, account: Account | None, cache: Path = _CACHE) -> Path:
+    """The installation, or a copy in the cache where that account may not reach it (a checkout below /root)."""
     if account is None or _runs(programs, account):
         return programs
     version = importlib.metadata.version(_PACKAGE)
-    home = _CACHE / f"{_PACKAGE}-{version}"
+    home = cache / f"{_PACKAGE}-{version}"
     copy = home / _PACKAGE / programs.name
     try:
         if not copy.exists():
-            _copy(programs, home)
+            _copy(programs, cache, home)
     except OSError as error:
         raise EmbeddedError(f"PostgreSQL's programs cannot be copied to {home}: {error.strerror}.") from error
     if home.stat().st_uid != 0 or not _runs(copy, account):
@@ -94,12 +94,12 @@ def _runs(programs: Path, account: Account) -> bool:
     return done.returncode == 0 and os.access(programs / "share", os.R_OK)
 
 
-def _copy(programs: Path, home: Path) -> None:
+def _copy(programs: Path, cache: Path, home: Path) -> None:
     """Copy what a server needs, in the wheel's own shape (its programs find their libraries by relative paths)."""
-    _CACHE.mkdir(parents=True, exist_ok=True)
-    _CACHE.chmod(0o755)
+    cache.mkdir(parents=True, exist_ok=True)
+    cache.chmod(0o755)
     site = programs.parent.parent
-    with tempfile.TemporaryDirectory(dir=_CACHE) as scratch:
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
         target = Path(scratch) / "new"
         installed = target / _PACKAGE / programs.name
         (installed / "bin").mkdir(parents=True)
@@ -111,7 +111,7 @@ def _copy(programs: Path, home: Path) -> None:
         if libraries.exists():
             shutil.copytree(libraries, target / libraries.name)
         for path in (target, *target.rglob("*")):
-            path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or path.parent.name == "bin" else 0o444))
+            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
         try:
             target.rename(home)
         except OSError:

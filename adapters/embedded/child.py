@@ -135,6 +135,12 @@ class Child:
             file.seek(self._log_start)
             return file.read(_LOG_BYTES).decode(errors="replace")
 
+    def kill(self) -> None:
+        """Kill the server at once, for one that no longer listens to its stop signal. `stop` still has to follow."""
+        if (pid := self.pid) is not None:
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
+
     def stop(self) -> None:
         """End the server in order, and wait until it is gone."""
         if self._guardian.stdin is not None:

@@ -1,11 +1,9 @@
 """PostgreSQL on a laptop and in tests: the wheel's own server, on its own directory, for as long as we run."""
 
-import logging
 import os
 import re
 import secrets
 import signal
-import subprocess
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +12,11 @@ from typing import Self
 
 import psutil
 import psycopg
-from psycopg import sql
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
-from adapters.embedded import EmbeddedError, binaries
-from adapters.embedded.binaries import bootstrap_account, private_account, reachable
+from adapters.embedded import EmbeddedError, cluster
+from adapters.embedded.binaries import installation, reachable
 from adapters.embedded.child import (
-    Account,
     Child,
     DirectoryLock,
     Supervisor,
@@ -28,10 +24,7 @@ from adapters.embedded.child import (
     free_port,
     port_in_use,
     prepare_directory,
-    remove,
 )
-
-_log = logging.getLogger(__name__)
 
 _NAME = "convergence"
 """The database, and the role that owns it: no superuser, as in production, but it may make databases and roles."""
@@ -57,12 +50,6 @@ _SETTINGS: Mapping[str, str] = {
 _DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 _FLEETING = {"fsync": "off", "synchronous_commit": "on", "full_page_writes": "off"}
 
-# The locale sorts and folds the same on every machine.
-_LOCALE = ("--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-_INITDB = ("-U", "postgres", "--auth=reject", "--no-instructions", *_LOCALE)
-# One iteration: stretching protects guessable passwords, and this one has 256 random bits.
-_SINGLE = ("-c", "exit_on_error=true", "-c", "scram_iterations=1")
-
 _READY_SECONDS = 120
 """Crash recovery replays at most `max_wal_size`, which even a slow disk reads in that time."""
 _STOP_SECONDS = 30
@@ -85,7 +72,7 @@ class EmbeddedPostgres:
         self._asked_port = port
         self._port = port
         self._settings = {**_SETTINGS, **(_DURABLE if durable else _FLEETING)}
-        self._initdb = _INITDB if durable else (*_INITDB, "--no-sync")
+        self._durable = durable
         self._data = self._directory / "data"
         self._secret = self._directory / "secret"
         self._log_file = self._directory / "postgres.log"
@@ -157,12 +144,12 @@ class EmbeddedPostgres:
         with self._gate:
             self._end()
             self._end_leftovers()
-            self._launch(self._account())
+            self._launch()
 
     def _open(self) -> None:
         self._end_leftovers()
         if not self._data.exists():
-            self._initialise()
+            self._create()
         for file in (self._data / "PG_VERSION", self._data / "global" / "pg_control", self._secret):
             if not file.exists():
                 raise self._damaged(f"{file.name} is missing")
@@ -173,7 +160,7 @@ class EmbeddedPostgres:
         ):
             with attempt:
                 self._port = self._asked_port or free_port()
-                self._launch(self._account())
+                self._launch()
 
     def _end_leftovers(self) -> None:
         processes = _processes_of(self._data)
@@ -181,63 +168,14 @@ class EmbeddedPostgres:
         helpers = [process for process in processes if process not in postmaster]
         end_leftovers(postmaster, signal.SIGINT, _STOP_SECONDS, helpers=helpers)
 
-    def _account(self) -> Account | None:
-        """Who runs the server: whoever owns the data, and nobody else while we are not root."""
-        owner = self._data.stat()
-        if os.geteuid() != 0:
-            if owner.st_uid != os.geteuid():
-                raise EmbeddedError(f"{self._data} belongs to another user: start as that user, or set DATA_DIR.")
-            return None
-        if owner.st_uid == 0:  # a copy that root made
-            _give(self._data, private_account())
-            owner = self._data.stat()
-        return Account(owner.st_uid, owner.st_gid)
-
-    def _initialise(self) -> None:
-        """Make the files beside their final place and move them there complete, so that a crash leaves no half."""
-        fresh = self._directory / "data.new"
-        remove(fresh)
-        fresh.mkdir(mode=0o700)
+    def _create(self) -> None:
         password = secrets.token_urlsafe(32)
         with os.fdopen(os.open(self._secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(password)
-        account = bootstrap_account()
-        if account:
-            os.chown(fresh, account.uid, account.gid)
-        programs = reachable(binaries.installation(), account) / "bin"
-        place = ["-D", _place(fresh, account)]
-        initdb = [str(programs / "initdb"), *place, *self._initdb]
-        self._run(initdb, fresh, account, "")
-        (fresh / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
-        single = [str(programs / "postgres"), "--single", *place, *_SINGLE, "postgres"]
-        role, secret = sql.Identifier(_NAME), sql.Literal(password)
-        statements = (
-            sql.SQL("CREATE ROLE {} LOGIN CREATEDB CREATEROLE PASSWORD {}\n").format(role, secret),
-            sql.SQL("CREATE DATABASE {} OWNER {}\n").format(role, role),
-        )
-        self._run(single, fresh, account, "".join(statement.as_string() for statement in statements))
-        if account:
-            _give(fresh, private_account())
-        fresh.rename(self._data)
+        cluster.create(self._data, role=_NAME, password=password, log=self._log_file, durable=self._durable)
 
-    def _run(self, command: list[str], directory: Path, account: Account | None, text: str) -> None:
-        done = subprocess.run(  # noqa: S603 - the wheel's own programs
-            command,
-            cwd=directory,
-            env={"LC_ALL": "C", "TZ": "UTC"},
-            input=text.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-            user=account.uid if account else None,
-            group=account.gid if account else None,
-            extra_groups=[] if account else None,
-        )
-        if done.returncode != 0:
-            self._log_file.write_bytes(done.stdout)
-            raise EmbeddedError(f"PostgreSQL's files could not be made in {directory}: see {self._log_file}.")
-
-    def _launch(self, account: Account | None) -> None:
+    def _launch(self) -> None:
+        account = cluster.owner(self._data)
         if self._port is None or port_in_use(self._port):
             raise _PortLostError(f"Port {self._port} of 127.0.0.1, meant for PostgreSQL, is in use by another program.")
         # Left by a server that did not live to remove it; its id may by now be another program's. No server of this
@@ -246,13 +184,13 @@ class EmbeddedPostgres:
         version = (self._data / "PG_VERSION").read_text(errors="replace").strip()
         if not version.isdecimal():
             raise self._damaged("PG_VERSION is no version")
-        postgres = reachable(binaries.installation(version), account) / "bin" / "postgres"
+        postgres = reachable(installation(version), account) / "bin" / "postgres"
         options = [f"--{name}={value}" for name, value in {**self._settings, "port": str(self._port)}.items()]
         child = Child(
-            [str(postgres), "-D", _place(self._data, account), *options],
+            [str(postgres), "-D", cluster.place(self._data, account), *options],
             directory=self._data,
             log=self._log_file,
-            environment={"LC_ALL": "C", "TZ": "UTC"},
+            environment=cluster.ENVIRONMENT,
             stop_signal=signal.SIGINT,
             grace_seconds=_STOP_SECONDS,
             account=account,
@@ -310,15 +248,6 @@ def _url(port: int, password: str) -> str:
     return f"postgresql://{_NAME}:{password}@127.0.0.1:{port}/{_NAME}?require_auth=scram-sha-256"
 
 
-def _place(data: Path, account: Account | None) -> str:
-    """How the server names its data directory.
-
-    Another account than ours reaches it as its working directory, where we put it, even when it may not pass through
-    the directories above.
-    """
-    return str(data) if account is None else "/proc/self/cwd"
-
-
 def _processes_of(data: Path) -> list[psutil.Process]:
     """The PostgreSQL processes that work in that directory."""
     if not (data / "postmaster.pid").exists():
@@ -334,8 +263,3 @@ def _recorded(data: Path) -> int | None:
     """The process id that the last server of that directory wrote down."""
     first, *_ = (data / "postmaster.pid").read_text().split("\n")
     return int(first) if first.isdecimal() else None
-
-
-def _give(directory: Path, account: Account) -> None:
-    for path in (directory, *directory.rglob("*")):
-        os.chown(path, account.uid, account.gid, follow_symlinks=False)

@@ -43,7 +43,10 @@ class Bound:
 
 @dataclass(slots=True)
 class Attempt:
-    """What the steps of one attempt of a run work with. `variables` grows as steps capture values."""
+    """What the steps of one attempt of a run work with: each has its own `jobs`, and all share `variables`.
+
+    `failure` is the run's error so far, in words; `may_come_again` that another attempt will follow it.
+    """
 
     order: RunOrder
     directory: Path
@@ -55,9 +58,9 @@ class Attempt:
     parameters: Mapping[str, Any]
     variables: dict[str, Bound] = field(default_factory=dict)
     failure: str | None = None
-    """The error of the run so far, for steps that tell people."""
     may_come_again: bool = False
-    _source: tuple[bigquery.Client, Sequence[SourceTable]] | None = None
+    opened: list[tuple[bigquery.Client, Sequence[SourceTable]]] = field(default_factory=list)
+    """The source, once a step has needed it."""
 
     @property
     def stage(self) -> bigquery.TableReference:
@@ -80,10 +83,10 @@ class Attempt:
 
     def source(self) -> tuple[bigquery.Client, Sequence[SourceTable]]:
         """The client for the customer's source, and the tables that the parameter source_table names. Found once."""
-        if self._source is None:
+        if not self.opened:
             client = self.sources.client(self.order)
-            self._source = (client, self.sources.tables(client, self.order, str(self.parameters["source_table"])))
-        return self._source
+            self.opened.append((client, self.sources.tables(client, self.order, str(self.parameters["source_table"]))))
+        return self.opened[0]
 
     def render(self, file: str, *, reads_source: bool = False) -> str:
         """The SQL of a template's file with names filled in."""

@@ -25,7 +25,7 @@ def table(name: str) -> str:
 
 def table_pattern(name: str) -> str:
     """A table id, or a prefix of table ids followed by one `*`. Raises `ValueError` as `project` does."""
-    table(name[:-1] if name.endswith("*") else name)
+    table(name.removesuffix("*"))
     return name
 
 

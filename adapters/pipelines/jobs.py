@@ -55,6 +55,11 @@ class Jobs:
         if self._stop.is_set():
             raise Stopped
 
+    def pause(self, seconds: float) -> None:
+        """Sleep between two tries. Raises `Stopped` as soon as `stop` is called."""
+        if self._stop.wait(seconds):
+            raise Stopped
+
     def query(
         self,
         client: bigquery.Client,

@@ -10,14 +10,14 @@ from adapters.pipelines import silver
 from adapters.pipelines.attempt import Attempt, Bound
 from adapters.pipelines.failures import StepFailed
 from adapters.pipelines.identifiers import quoted_column
-from adapters.pipelines.jobs import CALL_SECONDS
+from adapters.pipelines.jobs import AGAIN, CALL_SECONDS
 from adapters.pipelines.step import Name, Outcome, SqlFile, Step
 
 _MOST_CAPTURED = 5000
 
 
 class Destination(BaseModel):
-    """Where a query's rows go. Every mode is idempotent for its run:
+    """Where a query's rows go. Every mode is idempotent for its run.
 
     `append` replaces the rows of the same run, `truncate` the whole table, `replace_partition` the rows whose `key` is
     among `values`, a variable that an earlier step captured.
@@ -89,12 +89,10 @@ def run(step: QueryStep, attempt: Attempt) -> Outcome:
         return _into(step, step.destination, attempt)
     client = attempt.source()[0] if step.reads == "source" else attempt.platform
     sql = attempt.render(step.sql, reads_source=step.reads == "source")
-    job = attempt.jobs.query(
-        client, sql, attempt.bind(sql), dry_run=step.dry_run, most_bytes=step.maximum_bytes_billed
-    )
+    job = attempt.jobs.query(client, sql, attempt.bind(sql), dry_run=step.dry_run, most_bytes=step.maximum_bytes_billed)
     if step.dry_run:
         return Outcome(metadata={"dry_run": True, "bytes_processed": job.total_bytes_processed or 0})
-    result = job.result(retry=None, job_retry=None, timeout=CALL_SECONDS[1])
+    result = job.result(retry=AGAIN, job_retry=None, timeout=CALL_SECONDS[1])
     if step.capture:
         attempt.variables |= _captured(step, result)
     return Outcome(rows=int(result.total_rows or 0))
@@ -122,7 +120,7 @@ def _inserted(job: bigquery.QueryJob, destination: Destination, name: str, attem
     # The emulator counts what was deleted and inserted together.
     count = f"SELECT COUNT(*) FROM {name} WHERE {destination.kept}"  # noqa: S608 - checked names, bound values
     rows = attempt.jobs.query(attempt.platform, count, attempt.bind(count)).result(
-        retry=None, job_retry=None, timeout=CALL_SECONDS[1]
+        retry=AGAIN, job_retry=None, timeout=CALL_SECONDS[1]
     )
     return int(next(iter(rows))[0])
 

@@ -91,7 +91,7 @@ def replace(name: str, layout: Layout, select: str, *, leaving: str, kept: str) 
     columns = [quoted_column(column) for column in layout.columns]
     # Every merge key is false: no row of the target is ever updated, which makes this a delete and an insert in one.
     return (
-        f"MERGE {name} AS target\n"
+        f"MERGE {name} AS target\n"  # noqa: S608 - checked names, templates' SQL, bound values
         f"USING (SELECT * FROM (\n{select}\n) AS candidate WHERE {kept}) AS source\n"
         "ON FALSE\n"
         f"WHEN NOT MATCHED BY SOURCE AND {leaving} THEN DELETE\n"

@@ -52,7 +52,7 @@ class SourceTable:
                 return f"CAST({_sql(path)} AS STRING)"
 
     def timestamp(self, path: str) -> str:
-        """SQL for the column as a TIMESTAMP, read as UTC where it has no zone; NULL where the table does not have it."""
+        """SQL for the column as a TIMESTAMP, as UTC where it has no zone; NULL where the table does not have it."""
         match self.columns.get(path.lower()):
             case None:
                 return "CAST(NULL AS TIMESTAMP)"

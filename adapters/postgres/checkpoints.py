@@ -47,7 +47,8 @@ class PostgresCheckpoints:
         """Move on from `expected`; raises `Overtaken` when another process moved it meanwhile."""
         with self._datastore.reading() as cursor:
             cursor.execute(
-                "INSERT INTO checkpoints AS c (projection, position) VALUES (%(p)s, %(to)s)"
+                "INSERT INTO checkpoints AS c (projection, position) SELECT %(p)s, %(to)s"
+                " WHERE %(expected)s = 0 OR EXISTS (SELECT 1 FROM checkpoints WHERE projection = %(p)s)"
                 " ON CONFLICT (projection) DO UPDATE SET position = %(to)s, updated_at = clock_timestamp()"
                 " WHERE c.position = %(expected)s",
                 {"p": projection, "to": to, "expected": expected},

@@ -56,6 +56,9 @@ class Datastore(PostgresDatastore):
             max_size=size,
             timeout=5,
             max_lifetime=3600,
+            # Attempts grow twice as far apart each time, until they are given up and the next caller starts anew: a
+            # database that was away for long is found again within seconds.
+            reconnect_timeout=10,
             open=False,
         )
 

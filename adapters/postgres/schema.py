@@ -42,6 +42,10 @@ _PARTIAL_INDEXES: Final[tuple[LiteralString, ...]] = (
         " WHERE state IN ('PENDING', 'RUNNING')"
     ),
     "CREATE INDEX IF NOT EXISTS profiles_unprovisioned ON customer_profiles (created_at) WHERE NOT dataset_created",
+    (
+        "CREATE INDEX IF NOT EXISTS subscriptions_closed ON customer_subscriptions (customer_id)"
+        " WHERE max_concurrent_pipelines = 0"
+    ),
     "CREATE UNIQUE INDEX IF NOT EXISTS profiles_any_case ON customer_profiles (lower(customer_id))",
 )
 

@@ -37,11 +37,13 @@ _DUE: Final = (
 )
 _CLAIMABLE: Final = (
     "WITH running AS (SELECT customer_id, count(*) AS runs FROM pipeline_execution_queue"
-    "  WHERE state = 'RUNNING' AND deleted_at IS NULL GROUP BY customer_id),"
+    "  WHERE state = 'RUNNING' AND deleted_at IS NULL AND priority > 0 GROUP BY customer_id),"
     " full_up AS (SELECT r.customer_id FROM running r JOIN customer_subscriptions s USING (customer_id)"
-    "  WHERE r.runs >= s.max_concurrent_pipelines)"
+    "  WHERE r.runs >= s.max_concurrent_pipelines"
+    "  UNION ALL SELECT customer_id FROM customer_subscriptions WHERE max_concurrent_pipelines = 0)"
     " SELECT q.run_id, q.customer_id FROM pipeline_execution_queue q"
-    " WHERE q.state = 'PENDING' AND q.deleted_at IS NULL AND q.not_before <= clock_timestamp()"
+    " WHERE q.state = 'PENDING' AND q.deleted_at IS NULL"
+    " AND (q.not_before IS NULL OR q.not_before <= clock_timestamp())"
     " AND (%(run_id)s::text IS NULL OR q.run_id = %(run_id)s)"
     " AND (q.priority = 0 OR NOT EXISTS (SELECT 1 FROM full_up f WHERE f.customer_id = q.customer_id))"
     " ORDER BY q.priority, q.scheduled_time, q.run_id LIMIT %(limit)s FOR UPDATE OF q SKIP LOCKED"
@@ -206,7 +208,7 @@ class PostgresSession(Session):
     def running_runs(self, customer_id: str) -> Sequence[str]:
         found = self._rows(
             "SELECT run_id FROM pipeline_execution_queue"
-            " WHERE customer_id = %s AND state = 'RUNNING' AND deleted_at IS NULL",
+            " WHERE customer_id = %s AND state = 'RUNNING' AND deleted_at IS NULL AND priority > 0",
             (customer_id,),
         )
         return [row["run_id"] for row in found]

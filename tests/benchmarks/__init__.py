@@ -1,0 +1,1 @@
+"""What the service costs, as ratios to yardsticks that run in the same minutes on the same server."""
