@@ -20,7 +20,9 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
+# Prints one JSON object. The yardstick that benchmarks measure against is installed for them only.
 bench: install
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --no-deps --require-hashes -r requirements-bench.lock
 	$(BIN)/python -m tests.benchmarks
 
 # The long crash runs: hundreds of killed processes, hours of load.
@@ -39,6 +41,7 @@ lock:
 	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --extra dev --output-file requirements-dev.lock
+	$(LOCK) --extra dev --extra bench --constraint requirements-dev.lock --output-file requirements-bench.lock
 	rm -rf build/uv
 
 # The data directory (var) stays.

@@ -1,5 +1,6 @@
 """The command line: `convergence serve` and its companions."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,7 +46,7 @@ def _place(**given: Any) -> "Place":  # noqa: ANN401 - any setting
 
 
 @app.command(epilog="Example: [bold]PORT=8081 convergence serve[/bold]")
-def serve(as_json: Json = False, verbose: Verbose = False) -> None:
+def serve(*, as_json: Json = False, verbose: Verbose = False) -> None:
     """Run everything on this machine: PostgreSQL, BigQuery, API, scheduler, worker, projector.
 
     Ctrl-C stops it all in order, a second one at once. The data directory (DATA_DIR, ./var) stays. With DATABASE_URL
@@ -91,7 +92,9 @@ def _print_addresses(addresses: "Addresses") -> None:
         ' "admin_email": "test@demo.com", "subscription_plan": "PROFESSIONAL"}\'\n',
         markup=False,
     )
-    console.OUT.print("The whole guide by itself: [bold]convergence demo[/]. Is all well: [bold]convergence doctor[/].\n")
+    console.OUT.print(
+        "The whole guide by itself: [bold]convergence demo[/]. Is all well: [bold]convergence doctor[/].\n"
+    )
 
 
 def _run_role(role: "Role", place: "Place", *, as_json: bool) -> None:
@@ -114,7 +117,7 @@ def _run_role(role: "Role", place: "Place", *, as_json: bool) -> None:
 
 
 @app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app PORT=8080 convergence api[/bold]")
-def api(as_json: Json = False, verbose: Verbose = False) -> None:
+def api(*, as_json: Json = False, verbose: Verbose = False) -> None:
     """Run the HTTP API alone, on HOST and PORT."""
     console.log_to_stderr(as_json=as_json, verbose=verbose)
     from adapters.roles import Role
@@ -126,7 +129,7 @@ def api(as_json: Json = False, verbose: Verbose = False) -> None:
 
 
 @app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app convergence scheduler[/bold]")
-def scheduler(as_json: Json = False, verbose: Verbose = False) -> None:
+def scheduler(*, as_json: Json = False, verbose: Verbose = False) -> None:
     """Run a scheduler alone: it turns due slots into runs. Any number may run."""
     console.log_to_stderr(as_json=as_json, verbose=verbose)
     place = _place()
@@ -137,6 +140,7 @@ def scheduler(as_json: Json = False, verbose: Verbose = False) -> None:
 
 @app.command(epilog="Example: [bold]convergence worker --id worker-1 --concurrency 16[/bold]")
 def worker(
+    *,
     worker_id: Annotated[
         str | None, typer.Option("--id", help="Its name, another one for each worker; otherwise WORKER_ID.")
     ] = None,
@@ -158,7 +162,7 @@ def worker(
 
 
 @app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app convergence projector[/bold]")
-def projector(as_json: Json = False, verbose: Verbose = False) -> None:
+def projector(*, as_json: Json = False, verbose: Verbose = False) -> None:
     """Run a projector alone: it brings the log to BigQuery. Of several, one leads and the others stand by."""
     console.log_to_stderr(as_json=as_json, verbose=verbose)
     place = _place()
@@ -168,7 +172,7 @@ def projector(as_json: Json = False, verbose: Verbose = False) -> None:
 
 
 @app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app convergence migrate[/bold]")
-def migrate(as_json: Json = False) -> None:
+def migrate(*, as_json: Json = False) -> None:
     """Bring the database to this version's schema. Safe to repeat, and to run from several machines at once."""
     console.log_to_stderr(as_json=as_json)
     place = _place()
@@ -186,7 +190,10 @@ def migrate(as_json: Json = False) -> None:
     '"SELECT status, COUNT(*) AS runs FROM `gac-prod-471220.demo_test.x_meta_pipeline_runs` GROUP BY status"[/bold]'
 )
 def query(
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One statement of GoogleSQL; - reads it from standard input.")],
+    sql: Annotated[
+        str, typer.Argument(metavar="SQL", help="One statement of GoogleSQL; - reads it from standard input.")
+    ],
+    *,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show at most this many rows; 0 for all.")] = 100,
     as_json: Json = False,
     use_legacy_sql: Annotated[str, typer.Option("--use_legacy_sql", hidden=True)] = "false",
@@ -213,7 +220,7 @@ def query(
 
 
 @app.command(epilog="Example: [bold]convergence doctor --json[/bold]")
-def doctor(as_json: Json = False) -> None:
+def doctor(*, as_json: Json = False) -> None:
     """Check settings, data directory, PostgreSQL, BigQuery, keys, mail, API and templates, and say what to do.
 
     Exit status 1 when something fails; warnings are no failure.
@@ -234,10 +241,13 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command(epilog="Example: [bold]convergence demo --url http://localhost:8080[/bold]")
 def demo(
+    *,
     url: Annotated[
         str | None, typer.Option(help="The server to walk through; otherwise the running serve, or a temporary one.")
     ] = None,
-    days: Annotated[int, typer.Option(min=1, max=20, help="How many days of billing data to run the pipeline for.")] = 5,
+    days: Annotated[
+        int, typer.Option(min=1, max=20, help="How many days of billing data to run the pipeline for.")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Walk through the guide: onboard, credentials, schedule, a month of billing data, runs, SQL, quota.
@@ -246,7 +256,8 @@ def demo(
     """
     from adapters.demo import demonstrate
 
-    demonstrate(_settings(), url=url, days=days, as_json=as_json)
+    if not demonstrate(_settings(), url=url, days=days, as_json=as_json):
+        raise typer.Exit(console.FAILED)
 
 
 def _foreseen(error: Exception) -> tuple[str, int] | None:
@@ -276,6 +287,10 @@ def main() -> None:
             raise
         sentence, status = foreseen
         console.ERR.print(sentence, markup=False)
+        from adapters.process import Late
+
+        if isinstance(error, Late):
+            os._exit(status)
         sys.exit(status)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import httpx
 from google.cloud import bigquery
-from tenacity import RetryError, Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from adapters.bigquery.client import connect, plain_errors, run
 from adapters.embedded.child import Child, free_port
@@ -53,9 +53,8 @@ def server(settings: Settings, url: str | None) -> Iterator[Target]:
     """
     place = locate(settings)
     if url is None and place.serve is None:
-        with tempfile.TemporaryDirectory(prefix="convergence-demo-", ignore_cleanup_errors=True) as directory:
-            with _temporary(Path(directory)) as target:
-                yield _answering(target)
+        with tempfile.TemporaryDirectory(prefix="convergence-demo-") as directory, _temporary(Path(directory)) as own:
+            yield _answering(own)
         return
     if place.settings.embedded_bigquery:
         raise Unable("The demo loads data into the server's BigQuery: set BIGQUERY_EMULATOR_HOST or GCP_PROJECT_ID.")
@@ -92,23 +91,7 @@ def _temporary(directory: Path) -> Iterator[Target]:
         grace_seconds=_STOP_S,
     )
     try:
-        for attempt in Retrying(
-            retry=retry_if_result(lambda found: found is None), wait=wait_fixed(0.1), stop=stop_after_delay(_START_S)
-        ):
-            with attempt:
-                found = RunningServe.find(data_dir)
-                if found is None and not child.running:
-                    said = child.output().strip().splitlines() or ["it said nothing"]
-                    raise Unable(f"The temporary server did not start: {said[-1]}")
-            if attempt.retry_state.outcome is not None and not attempt.retry_state.outcome.failed:
-                attempt.retry_state.set_result(found)
-    except RetryError:
-        child.stop()
-        raise Unable(f"The temporary server was not ready within {_START_S:g} s.") from None
-    except BaseException:
-        child.stop()
-        raise
-    try:
+        _await_ready(data_dir, child)
         yield Target(
             url=f"http://127.0.0.1:{port}",
             admin_key=LOCAL_ADMIN_KEY,
@@ -120,3 +103,40 @@ def _temporary(directory: Path) -> Iterator[Target]:
         )
     finally:
         child.stop()
+
+
+class _NotYet(Exception):  # noqa: N818 - it says when
+    """It has not started yet."""
+
+
+def _await_ready(data_dir: Path, child: Child) -> None:
+    for attempt in Retrying(
+        retry=retry_if_exception_type(_NotYet), wait=wait_fixed(0.1), stop=stop_after_delay(_START_S), reraise=True
+    ):
+        with attempt:
+            if RunningServe.find(data_dir) is not None:
+                return
+            if not child.running:
+                said = child.output().strip().splitlines() or ["it said nothing"]
+                raise Unable(f"The temporary server did not start: {said[-1]}")
+            raise _NotYet
+
+
+def _answering(target: Target) -> Target:
+    """The target, once its API and BigQuery answer: the local BigQuery takes a little longer than the API."""
+    try:
+        httpx.get(f"{target.url}/livez", timeout=10, trust_env=False).raise_for_status()
+    except httpx.HTTPError as error:
+        raise Unable(f"No server answers at {target.url} ({type(error).__name__}).") from error
+    client = target.bigquery()
+    try:
+        for attempt in Retrying(
+            retry=retry_if_exception_type(Away), wait=wait_fixed(0.2), stop=stop_after_delay(_START_S), reraise=True
+        ):
+            with attempt, plain_errors():
+                run(client, "SELECT 1")
+    except (Away, ValueError, PermissionError) as error:
+        raise Unable(str(error)) from error
+    finally:
+        client.close()  # type: ignore[no-untyped-call]
+    return target

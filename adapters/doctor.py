@@ -76,7 +76,11 @@ def _guarded(name: str, check: Callable[[Place], Finding], place: Place) -> Find
 
 def _settings(settings: Settings) -> Finding:
     facts = f"environment {settings.environment}, project {settings.project}"
-    if not settings.production and settings.host not in {"127.0.0.1", "localhost", "::1"} and settings.onboarding_is_open:
+    if (
+        not settings.production
+        and settings.host not in {"127.0.0.1", "localhost", "::1"}
+        and settings.onboarding_is_open
+    ):
         return Finding(
             "settings",
             Result.WARN,
@@ -181,7 +185,7 @@ def _projections(connection: Connection[DictRow]) -> Iterator[Finding]:
 
 
 def _bigquery(place: Place) -> Finding:
-    from adapters.bigquery.client import METADATA_SECONDS, NotThere, connect, plain_errors  # noqa: PLC0415
+    from adapters.bigquery.client import METADATA_SECONDS, RETRY, NotThere, connect, plain_errors  # noqa: PLC0415
     from application.ports import Away  # noqa: PLC0415
 
     settings = place.settings
@@ -192,7 +196,7 @@ def _bigquery(place: Place) -> Finding:
     try:
         client = connect(settings.project, emulator_url=settings.emulator_url, location=settings.gcp_location)
         with plain_errors():
-            tables = list(client.list_tables(central, retry=None, timeout=METADATA_SECONDS))
+            tables = list(client.list_tables(central, retry=RETRY, timeout=METADATA_SECONDS))
     except NotThere:
         why = f"{where} answers; dataset {central} is not there."
         return Finding("BigQuery", Result.WARN, why, "The projector makes it: convergence serve, or projector.")
@@ -255,7 +259,9 @@ def _api(place: Place) -> Finding:
         answer = httpx.get(f"{place.url}/readyz", timeout=_PATIENCE_S, trust_env=False)
     except httpx.HTTPError:
         if place.serve is None:
-            return Finding("API", Result.WARN, f"Nobody answers at {place.url}.", "Start it: convergence serve, or api.")
+            return Finding(
+                "API", Result.WARN, f"Nobody answers at {place.url}.", "Start it: convergence serve, or api."
+            )
         return Finding("API", Result.FAIL, f"{place.url} does not answer.", "Read the log of serve, or start it again.")
     if answer.is_success:
         return Finding("API", Result.OK, f"{place.url} is ready")

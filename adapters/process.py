@@ -22,6 +22,10 @@ class Unable(Exception):  # noqa: N818 - it says what the process is
     """The process cannot do its work. The text is one sentence for the person who started it, free of secrets."""
 
 
+class Late(Unable):
+    """Something did not stop in time. Its threads would keep the interpreter from ending."""
+
+
 class Shutdown:
     """Why the process is to end: a first SIGINT or SIGTERM asks for it, a second one ends it at once."""
 
@@ -47,6 +51,11 @@ class Shutdown:
     def asked(self) -> bool:
         """Whether a signal came."""
         return self._asked
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the process is to end, for whatever reason."""
+        return self._asked or self.failure is not None
 
     def fail(self, sentence: str) -> None:
         """End the process because it cannot go on; the first sentence counts."""
@@ -108,7 +117,7 @@ def stop_in_order(groups: Sequence[Sequence[Part]], grace_s: float = GRACE_S) ->
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """The socket of an API, taken before anything is started; raises `Unable` with a sentence that names the setting."""
+    """The socket of an API, taken before anything is started; raises `Unable`, naming the setting to change."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

@@ -19,7 +19,7 @@ from adapters.http.app import create_app
 from adapters.kms.local import KeyFileRefused
 from adapters.postgres import schema
 from adapters.postgres.event_log import connection_arguments
-from adapters.process import Part, Shutdown, Unable, bind, stop_in_order
+from adapters.process import Late, Part, Shutdown, Unable, bind, stop_in_order
 from adapters.projector import run_projector
 from adapters.running import Place
 from adapters.scheduler import run_scheduler
@@ -98,7 +98,7 @@ def run_role(role: Role, place: Place, shutdown: Shutdown, announce: Callable[[]
     listener = bind(settings.host, settings.port) if role is Role.API else None
     service = opened(place)
     try:
-        if shutdown.asked:
+        if shutdown.is_due:
             return
         running = api_part(service, listener, announce) if listener else part(role, service)
         running.start(shutdown)
@@ -115,10 +115,10 @@ def run_role(role: Role, place: Place, shutdown: Shutdown, announce: Callable[[]
 
 
 def end(groups: Sequence[Sequence[Part]]) -> None:
-    """Stop the parts in order; raises `Unable` when one does not stop in time."""
+    """Stop the parts in order; raises `Late` when one does not stop in time."""
     late = stop_in_order(groups)
     if late:
-        raise Unable(f"The {' and the '.join(late)} did not stop in time; what was in hand is taken over by others.")
+        raise Late(f"The {' and the '.join(late)} did not stop in time; what was in hand is taken over by others.")
 
 
 def opened(place: Place) -> Service:

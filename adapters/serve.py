@@ -1,4 +1,4 @@
-"""Everything on a laptop: PostgreSQL and BigQuery as child processes, API, scheduler, worker and projector in this one."""
+"""Everything on a laptop: PostgreSQL and BigQuery as child processes, the service's four roles in this one."""
 
 import logging
 import threading
@@ -81,12 +81,14 @@ def _serve(
     dsn = database.ready()
     if bigquery:
         bigquery.database_is_ready(dsn)
-    if shutdown.asked:
+    if shutdown.is_due:
         return
     service = roles.built(settings, dsn)
     stack.callback(service.close)
 
     def answering() -> None:
+        if shutdown.is_due:
+            return
         RunningServe.here(url=_url(settings), dsn=dsn, emulator_url=settings.emulator_url).write(settings.data_dir)
         announce(_addresses(settings, dsn, time.monotonic() - began))
 
@@ -96,8 +98,8 @@ def _serve(
         roles.part(roles.Role.WORKER, service),
     ]
     behind = [roles.part(roles.Role.PROJECTOR, service)]
-    stack.callback(roles.end, [front, behind])
     stack.callback(RunningServe.remove, settings.data_dir)
+    stack.callback(roles.end, [front, behind])
     for part in (*front, *behind):
         part.start(shutdown)
     logger.info("stopping (%s)", shutdown.wait())
@@ -211,5 +213,5 @@ def _addresses(settings: Settings, dsn: str, seconds: float) -> Addresses:
 
 def without_password(dsn: str) -> str:
     """The database's address for people."""
-    facts = conninfo_to_dict(dsn)
-    return f"postgresql://{facts.get('user', '')}@{facts.get('host', '')}:{facts.get('port', 5432)}/{facts.get('dbname', '')}"
+    facts = {"host": "", "port": "5432", "dbname": "", "user": ""} | conninfo_to_dict(dsn)
+    return "postgresql://{user}@{host}:{port}/{dbname}".format_map(facts)

@@ -13,6 +13,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from adapters.bootstrap import Service
+from adapters.http.figures import Figures
 from adapters.http.outcomes import Outcomes
 
 Result = TypeVar("Result")
@@ -50,6 +51,7 @@ class Api:
     now: Callable[[], datetime]
     outcomes: Outcomes = field(default_factory=Outcomes)
     warehouse_flag: WarehouseFlag = field(default_factory=WarehouseFlag)
+    figures: Figures = field(default_factory=Figures)
     slow: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="api-slow")
     )

@@ -62,6 +62,11 @@ class Paging:
         except ValueError:
             raise Invalid(_WRONG_CURSOR) from None
 
+    @property
+    def after_name(self) -> str | None:
+        """The name with which the page before ended; raises `Invalid`."""
+        return None if self._cursor is None else self._parts(1)[0]
+
     def _parts(self, count: int) -> list[str]:
         text = self._cursor or ""
         try:

@@ -14,6 +14,7 @@ from adapters.http.auth import CustomerCaller, KnownCaller
 from adapters.http.idempotency import RequestName
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import WITH_BODY, customer_router
+from adapters.pipelines.registry import Template
 from adapters.postgres.reads.listing import Where, newest_first, one
 from application.pipelines import (
     ChangePipeline,
@@ -25,7 +26,6 @@ from application.pipelines import (
     configure_pipeline,
     remove_pipeline,
 )
-from domain.refusals import NotFound
 from domain.schedule import Schedule, next_slots
 from projections.tables import CUSTOMER_PIPELINE_CONFIGS
 
@@ -109,10 +109,7 @@ def _view(row: Mapping[str, Any], now: datetime) -> PipelineView:
 
 
 def _read(api: Parts, customer_id: str, config_id: str) -> PipelineView:
-    row = one(api.service.datastore, CUSTOMER_PIPELINE_CONFIGS, customer_id, config_id)
-    if row is None:
-        raise NotFound("No such pipeline.")
-    return _view(row, api.now())
+    return _view(one(api.service.datastore, CUSTOMER_PIPELINE_CONFIGS, customer_id, config_id), api.now())
 
 
 @router.get("", summary="List scheduled pipelines", response_model=Page[PipelineView])
@@ -156,22 +153,26 @@ def delete_pipeline(api: Parts, caller: CustomerCaller, config_id: str) -> None:
     remove_pipeline(RemovePipeline(**caller.stamp, config_id=config_id), api.service.platform)
 
 
-@templates.get("", summary="List pipeline templates", response_model=list[TemplateView])
-def list_templates(api: Parts, caller: KnownCaller) -> list[TemplateView]:  # noqa: ARG001 - any key opens it
-    """Every template that can be run or scheduled, with its parameters and steps."""
-    return [
-        TemplateView(
-            id=template.id,
-            provider=template.provider,
-            domain=template.domain,
-            name=template.name,
-            version=template.version,
-            description=template.description,
-            parameters=[
-                ParameterView(name=name, type=p.type, default=p.default, description=p.description)
-                for name, p in template.parameters.items()
-            ],
-            steps=[StepView(id=step.id, type=step.type, depends_on=list(step.depends_on)) for step in template.steps],
-        )
-        for template in api.service.registry.all()
-    ]
+@templates.get("", summary="List pipeline templates", response_model=Page[TemplateView])
+def list_templates(api: Parts, caller: KnownCaller, paging: PageAsked) -> Page[TemplateView]:  # noqa: ARG001 - any key
+    """Every template that can be run or scheduled, with its parameters and steps, by provider, domain and name."""
+    after = paging.after_name
+    rows = [{"id": t.id, "template": t} for t in api.service.registry.all()]
+    start = next((i + 1 for i, row in enumerate(rows) if row["id"] == after), 0)
+    return paging.page(rows[start : start + paging.more], lambda row: _template(row["template"]), ("id",))
+
+
+def _template(template: Template) -> TemplateView:
+    return TemplateView(
+        id=template.id,
+        provider=template.provider,
+        domain=template.domain,
+        name=template.name,
+        version=template.version,
+        description=template.description,
+        parameters=[
+            ParameterView(name=name, type=p.type, default=p.default, description=p.description)
+            for name, p in template.parameters.items()
+        ],
+        steps=[StepView(id=step.id, type=step.type, depends_on=list(step.depends_on)) for step in template.steps],
+    )

@@ -174,7 +174,7 @@ def test_a_leftover_emulator_is_ended_and_its_tables_taken_over(tmp_path):
         process.wait()
         guardian.kill()
     with EmbeddedBigQuery(tmp_path, port) as again:
-        assert not server.is_running()
+        server.wait(1)
         assert remembered(again.url) == [(1,)]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from psycopg.sql import SQL, Composed, Identifier
 
 from adapters.postgres.event_log import Datastore
+from domain.refusals import NotFound
 from projections.rows import Table
 
 _OPERATORS = {"=": SQL("="), ">=": SQL(">="), "<": SQL("<")}
@@ -50,10 +51,13 @@ def newest_first(
         return cursor.execute(statement, [*values, limit], prepare=True).fetchall()
 
 
-def one(datastore: Datastore, table: Table, customer_id: str, key: str) -> dict[str, Any] | None:
-    """A customer's row of that key, unless it was deleted."""
+def one(datastore: Datastore, table: Table, customer_id: str, key: str) -> dict[str, Any]:
+    """A customer's row of that key; raises `NotFound` when there is none, or it was deleted."""
     statement = SQL("SELECT {} FROM {} WHERE {} = %s AND customer_id = %s AND deleted_at IS NULL").format(
         SQL(", ").join(map(Identifier, table.names)), Identifier(table.name), Identifier(*table.key)
     )
     with datastore.reading() as cursor:
-        return cursor.execute(statement, (key, customer_id), prepare=True).fetchone()
+        row = cursor.execute(statement, (key, customer_id), prepare=True).fetchone()
+    if row is None:
+        raise NotFound("It is not there any more.")
+    return row

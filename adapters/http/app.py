@@ -1,0 +1,158 @@
+"""The application: every route, its errors and its documentation, and a server that runs it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from typing import Any, Final
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+
+from adapters.bootstrap import Service, utc_now
+from adapters.http import (
+    admin,
+    api_keys,
+    credentials,
+    customers,
+    errors,
+    health,
+    onboarding,
+    pipelines,
+    provider_configs,
+    reveal,
+    runs,
+    scheduler,
+    team,
+    usage,
+)
+from adapters.http.api import Api
+from adapters.http.edge import Edge
+from adapters.http.health import ServiceFigures
+from adapters.postgres.channels import ENDED
+from adapters.postgres.listener import Listener
+
+ROUTERS: Final = (
+    onboarding.router,
+    customers.router,
+    api_keys.router,
+    credentials.router,
+    provider_configs.router,
+    team.router,
+    usage.router,
+    runs.history,
+    pipelines.router,
+    pipelines.templates,
+    runs.router,
+    scheduler.router,
+    admin.router,
+    health.router,
+    reveal.router,
+)
+CLOSE_SECONDS: Final = 25
+"""How long requests in hand have to be answered once the server stops."""
+
+_DESCRIPTION: Final = """
+Control plane of a multi-tenant data-pipeline platform: customers, keys, plans, schedules, runs and their usage.
+
+A customer sends `X-API-Key`, an operator `X-Admin-Key`. Lists answer `{"items": [...], "next_cursor": ...}` and take
+`limit` and `cursor`. Every error has one body, as application/problem+json. POSTs take an `Idempotency-Key`.
+Instants are RFC 3339 in UTC; days and months are UTC.
+"""
+_DOCS_POLICY: Final = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net;"
+    " style-src 'unsafe-inline' https://cdn.jsdelivr.net; img-src data: https://fastapi.tiangolo.com;"
+    " connect-src 'self'; frame-ancestors 'none'"
+)
+
+
+def create_app(service: Service, *, now: Callable[[], datetime] = utc_now) -> FastAPI:
+    """The HTTP interface of a service. It listens to the database as long as it is served; it does not close it."""
+    api = Api(service, now)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        api.outcomes.attach(asyncio.get_running_loop())
+        listener = Listener(service.dsn, {ENDED: api.outcomes.announce})
+        listener.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(listener.stop)
+            await asyncio.to_thread(api.slow.shutdown, cancel_futures=True)
+
+    app = FastAPI(
+        title="Convergence",
+        version="1.0",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.api = api
+    api.figures.registry.register(ServiceFigures(api))
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_api_route("/docs", _docs, include_in_schema=False)
+    errors.install(app, now)
+    app.add_middleware(Edge, figures=api.figures, https=service.settings.production)
+    app.openapi = lambda: _documented(app)  # type: ignore[method-assign]
+    return app
+
+
+async def _docs() -> HTMLResponse:
+    """The interactive documentation."""
+    page = get_swagger_ui_html(openapi_url="/openapi.json", title="Convergence")
+    page.headers["Content-Security-Policy"] = _DOCS_POLICY
+    return page
+
+
+def _documented(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        problem = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document["components"]["schemas"]
+        schemas |= problem.pop("$defs", {})
+        schemas["Problem"] = problem
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+class ApiServer(uvicorn.Server):
+    """A server that ends quietly: a signal that it answered by stopping is not raised once more."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            try:
+                yield
+            finally:
+                self._captured_signals.clear()
+
+
+def api_server(service: Service, host: str, port: int, *, now: Callable[[], datetime] = utc_now) -> ApiServer:
+    """A server for the service's API, to be run; setting `should_exit` stops it."""
+    config = uvicorn.Config(
+        create_app(service, now=now),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=20,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )
+    return ApiServer(config)
+
+
+def serve_api(service: Service, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT; requests in hand are answered first. The service stays open."""
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    api_server(service, host, port).run()

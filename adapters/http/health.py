@@ -1,0 +1,162 @@
+"""Whether the process lives, whether it can work, and its figures for Prometheus."""
+
+import logging
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Final, Literal
+
+from fastapi import APIRouter, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from pydantic import BaseModel, Field
+
+from adapters.http.api import Api, Parts
+from adapters.postgres.reads import health, runs
+from application.mapper import UnreadableEvent
+from application.ports import Away
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["Health"])
+
+LAGGING_SECONDS: Final = 60.0
+
+
+class Alive(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class ProjectionView(BaseModel):
+    """How far a projection has come."""
+
+    name: str
+    position: int
+    behind: int = Field(description="Events that it has not handled.")
+    behind_seconds: float = Field(description="The age of the oldest of them.")
+    problem: str | None
+
+
+class Readiness(BaseModel):
+    """`degraded` works, with projections that lag: their readers see older data, commands do not wait for them."""
+
+    status: Literal["ready", "degraded", "not ready"]
+    database: str
+    schema_: str = Field(serialization_alias="schema")
+    log_end: int | None
+    projections: list[ProjectionView]
+    problems: list[str]
+
+
+@router.get("/livez", summary="Is the process alive?", response_model=Alive)
+async def livez() -> Alive:
+    """Answers as long as the process does; looks at nothing else."""
+    return Alive()
+
+
+@router.get(
+    "/readyz",
+    summary="Can the process work?",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "`problems` says what is wrong."}},
+)
+def readyz(api: Parts, response: Response) -> Readiness:
+    """The database answers and has this code's schema (503 otherwise); and how far every projection has come."""
+    readiness = _readiness(api)
+    if readiness.status == "not ready":
+        response.status_code = 503
+        response.headers["Retry-After"] = "5"
+    return readiness
+
+
+def _readiness(api: Api) -> Readiness:
+    try:
+        current = health.schema_is_current(api.service.datastore)
+        if not current:
+            return _not_ready("ok", "not current", "The schema is not this code's: run convergence migrate.")
+        end = api.service.log.end()
+        projections = _projections(api, end)
+    except Away:
+        return _not_ready("away", "unknown", "The database does not answer.")
+    problems = [f"Projection {p.name}: {p.problem}" for p in projections if p.problem]
+    return Readiness(
+        status="degraded" if problems else "ready",
+        database="ok",
+        schema_="current",
+        log_end=end,
+        projections=projections,
+        problems=problems,
+    )
+
+
+def _not_ready(database: str, schema: str, problem: str) -> Readiness:
+    return Readiness(
+        status="not ready", database=database, schema_=schema, log_end=None, projections=[], problems=[problem]
+    )
+
+
+def _projections(api: Api, end: int) -> list[ProjectionView]:
+    return [
+        _projection(api, row["projection"], row["position"], end, api.now())
+        for row in health.checkpoints(api.service.datastore)
+    ]
+
+
+def _projection(api: Api, name: str, position: int, end: int, now: datetime) -> ProjectionView:
+    behind, seconds, problem = max(0, end - position), 0.0, None
+    if behind:
+        try:
+            waiting = api.service.log.read(position, 1)
+        except UnreadableEvent:
+            logger.exception("projection %s stands before an event that cannot be read", name)
+            problem = f"stopped: the event after position {position} cannot be read."
+        else:
+            seconds = max(0.0, (now - waiting[0].at.at).total_seconds()) if waiting else 0.0
+            if seconds > LAGGING_SECONDS:
+                problem = f"is {behind} events and {seconds:.0f} seconds behind."
+    return ProjectionView(name=name, position=position, behind=behind, behind_seconds=round(seconds, 1), problem=problem)
+
+
+class ServiceFigures(Collector):
+    """What is read from the database when Prometheus asks."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Nothing but `convergence_up 0` while the database is away."""
+        datastore = self._api.service.datastore
+        try:
+            states = runs.counts_by_state(datastore)
+            end = self._api.service.log.end()
+            checkpoints = health.checkpoints(datastore)
+        except Away:
+            yield GaugeMetricFamily("convergence_database_up", "Whether the database answers.", value=0)
+            return
+        yield GaugeMetricFamily("convergence_database_up", "Whether the database answers.", value=1)
+        by_state = GaugeMetricFamily(
+            "convergence_runs", "Runs waiting and running, and those that ended today (UTC), by state.", labels=["state"]
+        )
+        for state, count in states.items():
+            by_state.add_metric([state], count)
+        yield by_state
+        depth = states["PENDING"]
+        yield GaugeMetricFamily("convergence_queue_depth", "Runs that wait for a worker.", value=depth)
+        yield GaugeMetricFamily("convergence_log_end", "The position of the newest event.", value=end)
+        lag = GaugeMetricFamily(
+            "convergence_projection_lag_events", "Events that a projection has not handled.", labels=["projection"]
+        )
+        for row in checkpoints:
+            lag.add_metric([row["projection"]], max(0, end - row["position"]))
+        yield lag
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Registering asks the database nothing."""
+        yield from ()
+
+
+@router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+def metrics(api: Parts) -> Response:
+    """Requests by route and status, runs by state, queue depth, projection lag."""
+    registry: CollectorRegistry = api.figures.registry
+    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

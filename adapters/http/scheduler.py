@@ -1,0 +1,101 @@
+"""What Cloud Scheduler and worker pools call: trigger due schedules, execute a queued run, look at the queue."""
+
+from datetime import datetime
+from functools import partial
+
+from pydantic import BaseModel, Field
+
+from adapters.http.api import Api, Parts
+from adapters.http.auth import AdminCaller
+from adapters.http.idempotency import RequestName
+from adapters.http.routing import admin_router
+from adapters.http.run_views import RunView, run_view
+from adapters.postgres.reads import runs
+from adapters.scheduler import trigger_now
+from adapters.worker import process_one
+from application.runs import run_history
+
+router = admin_router("/scheduler", "Scheduler")
+
+
+class TriggerView(BaseModel):
+    """What one pass did."""
+
+    triggered_count: int = Field(description="Pipelines that were due.")
+    queued_count: int = Field(description="Runs that wait for a worker now.")
+    skipped_count: int = Field(description="Runs that found no quota or overlap; the history says why.")
+
+
+class Processed(RunView):
+    """The run that was executed."""
+
+    processed: int = 1
+
+
+class NothingProcessed(BaseModel):
+    """The queue was empty."""
+
+    processed: int = 0
+
+
+class LeaseView(BaseModel):
+    run_id: str
+    customer_id: str
+    worker_id: str
+    attempt: int
+    expires_at: datetime
+    expired: bool
+
+
+class WorkerView(BaseModel):
+    worker_id: str
+    runs: int
+
+
+class SchedulerView(BaseModel):
+    """The queue now, by the database's clock."""
+
+    now: datetime
+    due: int = Field(description="Pipelines whose slot has come and that were not triggered yet.")
+    next_slot: datetime | None
+    pending: int
+    running: int
+    oldest_pending_age_seconds: float | None
+    workers: list[WorkerView] = Field(description="Workers that hold runs.")
+    leases: list[LeaseView]
+
+
+@router.post("/trigger", summary="Trigger due schedules", response_model=TriggerView)
+def post_trigger(api: Parts, caller: AdminCaller, name: RequestName) -> TriggerView:  # noqa: ARG001 - slots name runs
+    """Make the runs of all slots that are due. Safe to call at any time by any number of callers: one slot, one run."""
+    done = trigger_now(api.service, caller.identity.actor)
+    return TriggerView(triggered_count=done.triggered, queued_count=done.queued, skipped_count=done.skipped)
+
+
+@router.post("/process-queue", summary="Execute one queued run", response_model=Processed | NothingProcessed)
+async def post_process_queue(
+    api: Parts,
+    caller: AdminCaller,  # noqa: ARG001 - the worker is who acts
+    name: RequestName,  # noqa: ARG001 - it makes nothing that needs an id
+) -> Processed | NothingProcessed:
+    """Claim one waiting run, execute it, and answer with its details; `processed: 0` when none waits."""
+    run_id = await api.slowly(partial(process_one, api.service, f"api-{api.service.settings.worker_id}"[:80]))
+    if run_id is None:
+        return NothingProcessed()
+    return await api.slowly(partial(_processed, api, run_id))
+
+
+def _processed(api: Api, run_id: str) -> Processed:
+    view = run_view(run_history(run_id, api.service.platform))
+    return Processed.model_validate(view.model_dump())
+
+
+@router.get("/status", summary="Look at the queue", response_model=SchedulerView)
+def get_status(api: Parts, caller: AdminCaller) -> SchedulerView:  # noqa: ARG001 - any operator
+    """Due, waiting and running, how long the oldest run waits, and which worker holds what."""
+    status = runs.scheduler_status(api.service.datastore)
+    holding: dict[str, int] = {}
+    for lease in status["leases"]:
+        holding[lease["worker_id"]] = holding.get(lease["worker_id"], 0) + 1
+    workers = [WorkerView(worker_id=worker_id, runs=count) for worker_id, count in holding.items()]
+    return SchedulerView.model_validate({**status, "workers": workers})

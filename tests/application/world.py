@@ -1,0 +1,195 @@
+"""The core on a PostgreSQL of its own, with a clock that the test moves: what tests of the use cases share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from adapters.kms.local import LocalKeyFile
+from adapters.kms.vault import EnvelopeVault
+from adapters.postgres.data_keys import PostgresDataKeys
+from adapters.postgres.event_log import Datastore
+from adapters.postgres.schema import migrate
+from adapters.postgres.store import PostgresStore
+from application import customers, execution, pipelines, runs, scheduling, subscriptions
+from application.mapper import EventMapper
+from application.platform import Platform
+from application.ports import RunOrder, RunReport
+from domain.envelope import Origin
+
+TEMPLATES = {("gcp", "example", "dryrun"), ("gcp", "cost", "cost_billing"), ("aws", "cost", "focus_import")}
+
+
+@dataclass(frozen=True)
+class Known:
+    """A template that takes a `days` parameter and no other."""
+
+    id: str
+
+    def check(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        if set(parameters) - {"days"}:
+            raise ValueError("It takes: days.")
+        return {"days": 1, **parameters}
+
+
+@dataclass
+class Listed:
+    """A catalogue whose templates can go away."""
+
+    names: set[tuple[str, str, str]] = field(default_factory=lambda: set(TEMPLATES))
+
+    def find(self, provider: str, domain: str, name: str) -> Known | None:
+        wanted = (provider.lower(), domain.lower(), name.lower())
+        return Known("-".join(wanted)) if wanted in self.names else None
+
+
+class World:
+    """The parts of one process, on the database at `dsn`; `at` is what its clock shows."""
+
+    def __init__(self, dsn: str, key_file: Path, *, size: int = 10) -> None:
+        self.dsn = dsn
+        self.datastore = Datastore(dsn, size=size)
+        self.store = PostgresStore(self.datastore)
+        self.vault = EnvelopeVault(LocalKeyFile(key_file), PostgresDataKeys(self.datastore))
+        self.mapper = EventMapper(self.vault)
+        self.platform = Platform(self.store, self.mapper)
+        self.catalogue = Listed()
+        self.at = datetime(2025, 11, 17, 12, 0, tzinfo=UTC)
+
+    def close(self) -> None:
+        self.datastore.close()
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def wait(self, **span: float) -> datetime:
+        self.at += timedelta(**span)
+        return self.at
+
+    def stamp(self, actor: str = "admin") -> dict[str, Any]:
+        command = str(uuid4())
+        return {"at": self.at, "by": Origin(actor=actor, command_id=command, correlation_id=command)}
+
+    # commands
+
+    def onboard(self, customer_id: str = "acme", plan: str = "PROFESSIONAL", **more: Any) -> customers.Issued:
+        given = {"company_name": "ACME Corporation", "admin_email": "admin@acmecorp.com", **more}
+        command = customers.Onboard(**self.stamp(), customer_id=customer_id, subscription_plan=plan, **given)
+        return customers.onboard(command, self.platform, self.vault)
+
+    def request(self, customer_id: str = "acme", **more: Any) -> str:
+        given = {"provider": "gcp", "domain": "example", "template": "dryrun", **more}
+        command = runs.RequestRun(**self.stamp(), customer_id=customer_id, **given)
+        return str(runs.request_run(command, self.platform, self.catalogue))
+
+    def pipeline(self, customer_id: str = "acme", cron: str = "0 2 * * *", **more: Any) -> str:
+        given = {"provider": "gcp", "domain": "cost", "pipeline_template": "cost_billing", **more}
+        command = pipelines.ConfigurePipeline(**self.stamp(), customer_id=customer_id, schedule_cron=cron, **given)
+        return pipelines.configure_pipeline(command, self.platform, self.catalogue)
+
+    def change(self, config_id: str, customer_id: str = "acme", **changes: Any) -> None:
+        command = pipelines.ChangePipeline(**self.stamp(), customer_id=customer_id, config_id=config_id, **changes)
+        pipelines.change_pipeline(command, self.platform, self.catalogue)
+
+    def trigger(self, **more: Any) -> scheduling.Triggered:
+        command = scheduling.TriggerSchedules(**self.stamp("scheduler"), **more)
+        return scheduling.trigger_schedules(command, self.platform, self.catalogue)
+
+    def claim(self, worker: str = "w1", limit: int = 100, **more: Any) -> list[RunOrder]:
+        command = execution.ClaimRuns(**self.stamp(f"worker:{worker}"), worker_id=worker, limit=limit, **more)
+        return execution.claim_runs(command, self.platform)
+
+    def report(self, orders: Sequence[RunOrder], worker: str = "w1", **outcome: Any) -> list[str]:
+        """Tell the same outcome of all these runs; the runs that were refused."""
+        given = outcome or {"report": RunReport(succeeded=True, rows=3)}
+        told = [
+            execution.Outcome(run_id=o.run_id, customer_id=o.customer_id, attempt=o.attempt, at=self.at, **given)
+            for o in orders
+        ]
+        command = execution.ReportOutcomes(**self.stamp(f"worker:{worker}"), worker_id=worker, outcomes=tuple(told))
+        return execution.report_outcomes(command, self.platform)
+
+    def take_over(self) -> list[str]:
+        return execution.take_over(execution.TakeOver(**self.stamp("service")), self.platform)
+
+    def cancel(self, run_id: str, customer_id: str = "acme") -> None:
+        runs.cancel_run(runs.CancelRun(**self.stamp(), customer_id=customer_id, run_id=run_id), self.platform)
+
+    def retry(self, run_id: str, customer_id: str = "acme") -> str:
+        return str(runs.retry_run(runs.RetryRun(**self.stamp(), customer_id=customer_id, run_id=run_id), self.platform))
+
+    def suspend(self, customer_id: str = "acme") -> None:
+        customers.suspend(customers.Suspend(**self.stamp(), customer_id=customer_id, reason="unpaid"), self.platform)
+
+    def reactivate(self, customer_id: str = "acme") -> None:
+        command = customers.Reactivate(**self.stamp(), customer_id=customer_id, reason="paid")
+        customers.reactivate(command, self.platform)
+
+    def limits(self, customer_id: str = "acme", **limits: int | None) -> None:
+        command = subscriptions.OverrideLimits(**self.stamp(), customer_id=customer_id, reason="test", **limits)
+        subscriptions.override_limits(command, self.platform)
+
+    # what they leave
+
+    def rows(self, table: str, **where: Any) -> list[dict[str, Any]]:
+        """Rows of a table whose columns have these values, in the order of `created_at` or whatever comes first."""
+        conditions = sql.SQL(" AND ").join(
+            [sql.SQL("true"), *(sql.SQL("{} = %s").format(sql.Identifier(c)) for c in where)]
+        )
+        query = sql.SQL("SELECT * FROM {} WHERE {} ORDER BY position").format(sql.Identifier(table), conditions)
+        with self.datastore.reading() as cursor:
+            return cursor.execute(query, list(where.values())).fetchall()
+
+    def row(self, table: str, **where: Any) -> dict[str, Any]:
+        [row] = self.rows(table, **where)
+        return row
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return self.row("scheduled_pipeline_runs", run_id=run_id)
+
+    def usage(self, customer_id: str = "acme", day: date | None = None) -> tuple[int, int, int]:
+        """Today's and this month's runs, and how many run now."""
+        row = self.row("customer_usage", customer_id=customer_id, usage_date=day or self.at.date())
+        return row["pipelines_run_today"], row["pipelines_run_month"], row["concurrent_pipelines_running"]
+
+    def states(self, **where: Any) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for row in self.rows("scheduled_pipeline_runs", **where):
+            counts[row["state"]] = counts.get(row["state"], 0) + 1
+        return counts
+
+    def scalar(self, query: str, *parameters: Any) -> Any:
+        with self.datastore.reading() as cursor:
+            [row] = cursor.execute(query, parameters).fetchall()
+        return next(iter(row.values()))
+
+    def execute(self, query: str, *parameters: Any) -> None:
+        with self.datastore.reading() as cursor:
+            cursor.execute(query, parameters)
+
+    def events(self) -> list[Any]:
+        """The whole log, oldest first."""
+        found = self.store.recorder.select_notifications(start=0, limit=1_000_000)
+        return [self.mapper.to_domain_event(n).event for n in found]
+
+    def kinds(self) -> list[str]:
+        return [type(event).__name__ for event in self.events()]
+
+
+def migrated(dsn: str, name: str) -> str:
+    """Make a database of this name with the schema of this code, to be copied; returns its name."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    with psycopg.connect(urlsplit(dsn)._replace(path=f"/{name}").geturl(), row_factory=dict_row) as connection:
+        migrate(connection)
+    return name
