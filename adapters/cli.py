@@ -211,12 +211,15 @@ def query(
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
         console.print_json(rows if answer.returns_rows else {"affected_rows": answer.affected_rows})
     elif not answer.returns_rows:
-        affected = "done" if answer.affected_rows is None else f"{answer.affected_rows} rows affected"
+        affected = (
+            "done" if answer.affected_rows is None else console.counted(answer.affected_rows, "row") + " affected"
+        )
         console.OUT.print(f"{answer.statement}: {affected}.", markup=False)
     else:
         console.print_table(answer.columns, answer.rows)
         more = f" of {answer.total_rows}; --limit 0 shows all" if answer.total_rows > len(answer.rows) else ""
-        console.OUT.print(f"{len(answer.rows)} rows{more}", style="dim", markup=False)
+        count = console.counted(len(answer.rows), "row")
+        console.OUT.print(f"{count}{more}", style="dim", markup=False)
 
 
 @app.command(epilog="Example: [bold]convergence doctor --json[/bold]")

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-OUT: Final = Console(soft_wrap=True, highlight=False)
+OUT: Final = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 1_000)
+"""In a terminal as wide as that; piped into a file or another program, tables are as wide as they need to be."""
 ERR: Final = Console(stderr=True, soft_wrap=True, highlight=False)
 
 FAILED: Final = 1
@@ -37,11 +39,11 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """A table as wide as its content asks for, also where that is wider than the terminal is known to be."""
+    """A table of plain values."""
     table = Table(*columns, title=title, title_justify="left", header_style="bold")
     for row in rows:
         table.add_row(*(Text(shown(value)) for value in row))
-    _print(table)
+    OUT.print(table)
 
 
 def print_findings(findings: Sequence[tuple[str, str, str, str, str]]) -> None:
@@ -52,12 +54,12 @@ def print_findings(findings: Sequence[tuple[str, str, str, str, str]]) -> None:
         if remedy:
             found.append(f"\n→ {remedy}", style=colour)
         table.add_row(Text(check), Text(result, style=colour), found)
-    _print(table)
+    OUT.print(table)
 
 
-def _print(table: Table) -> None:
-    # Piped into a file or another program, a table is as wide as it needs to be.
-    OUT.print(table, soft_wrap=not OUT.is_terminal, width=None if OUT.is_terminal else 10_000)
+def counted(number: int, thing: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def shown(value: object) -> str:

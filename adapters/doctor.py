@@ -263,11 +263,21 @@ def _api(place: Place) -> Finding:
                 "API", Result.WARN, f"Nobody answers at {place.url}.", "Start it: convergence serve, or api."
             )
         return Finding("API", Result.FAIL, f"{place.url} does not answer.", "Read the log of serve, or start it again.")
-    if answer.is_success:
+    problems = " ".join(_problems(answer))
+    if answer.is_success and not problems:
         return Finding("API", Result.OK, f"{place.url} is ready")
-    return Finding(
-        "API", Result.FAIL, f"{place.url}/readyz answers {answer.status_code}.", "What it answers names the reason."
-    )
+    if answer.is_success:
+        return Finding("API", Result.WARN, f"{place.url} is ready. {problems}", "Read the log of the projector.")
+    detail = f"{place.url}/readyz answers {answer.status_code}. {problems}".strip()
+    return Finding("API", Result.FAIL, detail, "Is it this service, and its database there?")
+
+
+def _problems(answer: httpx.Response) -> list[str]:
+    try:
+        body = answer.json()
+    except ValueError:
+        return ["It does not answer as this service does."]
+    return [str(problem) for problem in body.get("problems", [])] if isinstance(body, dict) else []
 
 
 def _templates(_: Place) -> Finding:

@@ -15,7 +15,7 @@ from psycopg.rows import DictRow, dict_row
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from adapters.bootstrap import Service, build
-from adapters.http.app import create_app
+from adapters.http.app import api_server
 from adapters.kms.local import KeyFileRefused
 from adapters.postgres import schema
 from adapters.postgres.event_log import connection_arguments
@@ -29,8 +29,6 @@ from application.ports import Away
 
 logger = logging.getLogger(__name__)
 
-_ANSWER_S: Final = 20
-"""How long requests in hand have to be answered once the API stops."""
 _DATABASE_S: Final = 30
 """How long a role waits for a database that is starting, or is being migrated, beside it."""
 
@@ -75,13 +73,7 @@ class _Server(uvicorn.Server):
 def _serve_http(
     service: Service, listener: socket.socket, on_answering: Callable[[], None], stop: threading.Event
 ) -> None:
-    config = uvicorn.Config(
-        create_app(service),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_ANSWER_S,
-    )
+    config = api_server(service, service.settings.host, service.settings.port).config
     server = _Server(config, on_answering)
 
     def end() -> None:

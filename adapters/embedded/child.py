@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 _GUARDIAN = Path(__file__).with_name("guardian.py")
 _LOG_BYTES = 10 * 1024 * 1024
+_KILL_SECONDS = 10
+_LOOK_SECONDS = 0.02
 
 
 class Account(NamedTuple):
@@ -210,11 +213,26 @@ def end_leftovers(
         _log.warning("ending a server (pid %d) that an earlier run left behind", server.pid)
         with suppress(psutil.NoSuchProcess):
             server.send_signal(stop_signal)
-    _, alive = psutil.wait_procs([*servers, *helpers], grace_seconds)
-    for process in alive:
+    for process in _outlasting([*servers, *helpers], grace_seconds):
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, 10)
+    _outlasting([*servers, *helpers], _KILL_SECONDS)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether the process still runs: a zombie, which a container's first process may never reap, does not."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _outlasting(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait until all have ended; those that have not by then."""
+    left = list(processes)
+    deadline = time.monotonic() + seconds
+    while (left := [process for process in left if alive(process)]) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    return left
 
 
 def free_port() -> int:

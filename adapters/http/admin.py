@@ -69,7 +69,7 @@ def _customer(api: Parts, caller: AdminActing, response: Response) -> CustomerVi
     return read_customer(api.service.datastore, caller.customer_id, api.now(), response)
 
 
-@router.get("", summary="List customers", response_model=Page[CustomerView])
+@router.get("", summary="List customers")
 def list_customers(
     api: Parts,
     caller: AdminCaller,  # noqa: ARG001 - any operator
@@ -87,7 +87,7 @@ def list_customers(
     return paging.page(rows, view, ("created_at", "customer_id"))
 
 
-@router.post("/{customer_id}/suspend", summary="Suspend a customer", response_model=CustomerView, responses=CHANGES)
+@router.post("/{customer_id}/suspend", summary="Suspend a customer", responses=CHANGES)
 def post_suspend(
     api: Parts,
     caller: AdminActing,
@@ -100,9 +100,7 @@ def post_suspend(
     return _customer(api, caller, response)
 
 
-@router.post(
-    "/{customer_id}/reactivate", summary="Reactivate a customer", response_model=CustomerView, responses=CHANGES
-)
+@router.post("/{customer_id}/reactivate", summary="Reactivate a customer", responses=CHANGES)
 def post_reactivate(
     api: Parts,
     caller: AdminActing,
@@ -118,7 +116,6 @@ def post_reactivate(
 @router.put(
     "/{customer_id}/plan",
     summary="Change a customer's plan",
-    response_model=CustomerView,
     responses=CHANGES | refusals(412),
 )
 def put_plan(
@@ -137,7 +134,6 @@ def put_plan(
 @router.patch(
     "/{customer_id}/limits",
     summary="Override a customer's limits",
-    response_model=CustomerView,
     responses=CHANGES | refusals(412),
 )
 def patch_limits(
@@ -153,7 +149,7 @@ def patch_limits(
     return _customer(api, caller, response)
 
 
-@router.post("/{customer_id}/usage/reset", summary="Reset usage", response_model=UsageView, responses=CHANGES)
+@router.post("/{customer_id}/usage/reset", summary="Reset usage", responses=CHANGES)
 def post_reset(
     api: Parts,
     caller: AdminActing,
@@ -166,7 +162,7 @@ def post_reset(
     return read_usage(api.service.datastore, caller.customer_id, api.now())
 
 
-@router.post("/{customer_id}/usage/recount", summary="Recount usage", response_model=UsageView, responses=CHANGES)
+@router.post("/{customer_id}/usage/recount", summary="Recount usage", responses=CHANGES)
 def post_recount(
     api: Parts,
     caller: AdminActing,

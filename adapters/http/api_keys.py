@@ -39,7 +39,7 @@ class IssuedApiKey(BaseModel):
     message: str
 
 
-@router.get("", summary="List API keys", response_model=Page[ApiKeyView])
+@router.get("", summary="List API keys")
 def list_keys(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[ApiKeyView]:
     """Every key that was ever issued, newest first: its last four characters and its dates."""
     where = [Where("customer_id", "=", caller.customer_id)]
@@ -47,7 +47,7 @@ def list_keys(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[Api
     return paging.page(rows, ApiKeyView.model_validate, ("created_at", "api_key_id"))
 
 
-@router.post("", summary="Issue an API key", response_model=IssuedApiKey, responses=refusals(409))
+@router.post("", summary="Issue an API key", responses=refusals(409))
 def post_key(api: Parts, caller: CustomerCaller, name: RequestName) -> IssuedApiKey:
     """A second key, good for 90 days; the first one goes on for 24 hours. At most two keys are active."""
     command = IssueApiKey(**caller.stamp, api_key_id=name.new_id())

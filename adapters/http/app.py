@@ -1,13 +1,11 @@
-"""The application: every route, its errors and its documentation, and a server that runs it."""
+"""The application: every route, its errors and its documentation."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
@@ -53,8 +51,6 @@ ROUTERS: Final = (
     health.router,
     reveal.router,
 )
-CLOSE_SECONDS: Final = 25
-"""How long requests in hand have to be answered once the server stops."""
 
 _DESCRIPTION: Final = """
 Control plane of a multi-tenant data-pipeline platform: customers, keys, plans, schedules, runs and their usage.
@@ -121,38 +117,3 @@ def _documented(app: FastAPI) -> dict[str, Any]:
         schemas["Problem"] = problem
         app.openapi_schema = document
     return app.openapi_schema
-
-
-class ApiServer(uvicorn.Server):
-    """A server that ends quietly: a signal that it answered by stopping is not raised once more."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals():
-            try:
-                yield
-            finally:
-                self._captured_signals.clear()
-
-
-def api_server(service: Service, host: str, port: int, *, now: Callable[[], datetime] = utc_now) -> ApiServer:
-    """A server for the service's API, to be run; setting `should_exit` stops it."""
-    config = uvicorn.Config(
-        create_app(service, now=now),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        lifespan="on",
-        timeout_keep_alive=20,
-        timeout_graceful_shutdown=CLOSE_SECONDS,
-    )
-    return ApiServer(config)
-
-
-def serve_api(service: Service, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT; requests in hand are answered first. The service stays open."""
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    api_server(service, host, port).run()

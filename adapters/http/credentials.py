@@ -46,7 +46,7 @@ class CredentialView(BaseModel):
     updated_at: datetime
 
 
-@router.get("", summary="List cloud credentials", response_model=Page[CredentialView])
+@router.get("", summary="List cloud credentials")
 def list_credentials(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[CredentialView]:
     """The credentials in force, newest first, without their content."""
     where = [Where("customer_id", "=", caller.customer_id)]
@@ -54,7 +54,7 @@ def list_credentials(api: Parts, caller: CustomerCaller, paging: PageAsked) -> P
     return paging.page(rows, CredentialView.model_validate, ("created_at", "credential_id"))
 
 
-@router.post("", summary="Add a cloud credential", response_model=CredentialView, responses=WITH_BODY)
+@router.post("", summary="Add a cloud credential", responses=WITH_BODY)
 def post_credential(
     api: Parts, caller: CustomerCaller, name: RequestName, body: Annotated[NewCredential, Body(examples=[EXAMPLE])]
 ) -> CredentialView:

@@ -115,15 +115,13 @@ def _warning(key: Mapping[str, Any], left: timedelta) -> KeyWarning:
     return KeyWarning.model_validate({**key, "days_left": days, "message": message})
 
 
-@router.get("", summary="Read a customer", response_model=CustomerView)
+@router.get("", summary="Read a customer")
 def get_customer(api: Parts, caller: CustomerCaller, response: Response) -> CustomerView:
     """Profile, plan and limits, and a warning from the 76th day of an API key on. The ETag is for If-Match."""
     return read_customer(api.service.datastore, caller.customer_id, api.now(), response)
 
 
-@router.patch(
-    "", summary="Change the contact of a customer", response_model=CustomerView, responses=WITH_BODY | refusals(412)
-)
+@router.patch("", summary="Change the contact of a customer", responses=WITH_BODY | refusals(412))
 def patch_customer(
     api: Parts,
     caller: CustomerCaller,

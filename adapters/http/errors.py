@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from application.platform import Superseded
 from application.ports import Away
-from domain.refusals import Conflict, Forbidden, Invalid, Limit, NotFound, QuotaExceeded, Refusal, Unavailable
+from domain.refusals import Conflict, Forbidden, Invalid, Limit, NotFound, QuotaExceeded, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,11 @@ RETRY_SECONDS: Final = 5
 PLACE_SECONDS: Final = 15
 """When to come back for a concurrent place: nobody knows when a run ends."""
 
+
+class PreconditionFailed(Exception):  # noqa: N818 - it says what happened
+    """What the caller had seen has changed since (If-Match)."""
+
+
 STATUS: Final[Mapping[type[Exception], int]] = {
     Invalid: 422,
     NotFound: 404,
@@ -35,6 +40,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     Unavailable: 503,
     Away: 503,
     Superseded: 503,
+    PreconditionFailed: 412,
 }
 _SENTENCES: Final[Mapping[int, str]] = {
     404: "There is nothing at this address.",
@@ -43,8 +49,7 @@ _SENTENCES: Final[Mapping[int, str]] = {
 _WINDOW_SECONDS: Final = {Limit.DAILY: 86_400, Limit.MONTHLY: 30 * 86_400}
 
 
-class PreconditionFailed(Exception):  # noqa: N818 - it says what happened
-    """What the caller had seen has changed since (If-Match)."""
+_AWAY: Final = "A backend of the service does not answer. Nothing was changed; please try again."
 
 
 class FieldProblem(BaseModel):
@@ -119,6 +124,9 @@ def instance(request: HTTPConnection) -> str:
     return path.replace("{", ":").replace("}", "")
 
 
+FORESEEN: Final[tuple[type[Exception], ...]] = (*STATUS, HTTPException, RequestValidationError)
+
+
 def install(app: FastAPI, now: Clock) -> None:
     """Make the app answer every error this way."""
 
@@ -128,7 +136,7 @@ def install(app: FastAPI, now: Clock) -> None:
             raise error
         return answered
 
-    for kind in (*STATUS, HTTPException, RequestValidationError, PreconditionFailed):
+    for kind in FORESEEN:
         app.add_exception_handler(kind, handle)
 
 
@@ -140,22 +148,20 @@ def answer(request: HTTPConnection, error: Exception, now: Clock) -> Response | 
         case RequestValidationError():
             return _wrong_fields(request, error)
         case HTTPException():
-            known = error.detail if error.detail != HTTPStatus(error.status_code).phrase else None
-            sentence = known or _SENTENCES.get(error.status_code, HTTPStatus(error.status_code).phrase)
-            return problem(request, error.status_code, sentence, headers=error.headers)
-        case PreconditionFailed():
-            return problem(request, 412, "The customer was changed meanwhile. Read it again, then decide again.")
-        case Superseded():
-            sentence = "Too many changes to the same thing at once. Please try again."
-            return problem(request, 503, sentence, headers={"Retry-After": "1"})
-        case Away():
-            logger.warning("%s: %s", instance(request), error)
-            sentence = "A backend of the service does not answer. Nothing was changed; please try again."
-            return problem(request, 503, sentence, headers={"Retry-After": str(RETRY_SECONDS)})
-        case Refusal():
-            status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-            return problem(request, status, str(error))
-    return None
+            return _plain(request, error)
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
+    if status is None:
+        return None
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        logger.warning("%s: %s", instance(request), error)
+        return problem(request, 503, _AWAY, headers={"Retry-After": str(RETRY_SECONDS)})
+    return problem(request, status, str(error))
+
+
+def _plain(request: HTTPConnection, error: HTTPException) -> Response:
+    phrase = HTTPStatus(error.status_code).phrase
+    sentence = error.detail if error.detail != phrase else _SENTENCES.get(error.status_code, phrase)
+    return problem(request, error.status_code, sentence, headers=error.headers)
 
 
 def _quota(request: HTTPConnection, error: QuotaExceeded, now: datetime) -> Response:

@@ -73,7 +73,7 @@ class _Guarded(Platform):
         def checked(tx: Transaction) -> Result:
             tx.lock([self._customer_id])
             if _seen(tx, self._customer_id) not in self._tags:
-                raise PreconditionFailed
+                raise PreconditionFailed("The customer was changed meanwhile. Read it again, then decide again.")
             return work(tx)
 
         return self._platform.transact(command, checked)

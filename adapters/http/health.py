@@ -48,7 +48,7 @@ class Readiness(BaseModel):
     problems: list[str]
 
 
-@router.get("/livez", summary="Is the process alive?", response_model=Alive)
+@router.get("/livez", summary="Is the process alive?")
 async def livez() -> Alive:
     """Answers as long as the process does; looks at nothing else."""
     return Alive()
@@ -57,7 +57,6 @@ async def livez() -> Alive:
 @router.get(
     "/readyz",
     summary="Can the process work?",
-    response_model=Readiness,
     responses={503: {"model": Readiness, "description": "`problems` says what is wrong."}},
 )
 def readyz(api: Parts, response: Response) -> Readiness:
@@ -114,7 +113,9 @@ def _projection(api: Api, name: str, position: int, end: int, now: datetime) -> 
             seconds = max(0.0, (now - waiting[0].at.at).total_seconds()) if waiting else 0.0
             if seconds > LAGGING_SECONDS:
                 problem = f"is {behind} events and {seconds:.0f} seconds behind."
-    return ProjectionView(name=name, position=position, behind=behind, behind_seconds=round(seconds, 1), problem=problem)
+    return ProjectionView(
+        name=name, position=position, behind=behind, behind_seconds=round(seconds, 1), problem=problem
+    )
 
 
 class ServiceFigures(Collector):
@@ -135,7 +136,9 @@ class ServiceFigures(Collector):
             return
         yield GaugeMetricFamily("convergence_database_up", "Whether the database answers.", value=1)
         by_state = GaugeMetricFamily(
-            "convergence_runs", "Runs waiting and running, and those that ended today (UTC), by state.", labels=["state"]
+            "convergence_runs",
+            "Runs that wait or run, and that ended today (UTC).",
+            labels=["state"],
         )
         for state, count in states.items():
             by_state.add_metric([state], count)

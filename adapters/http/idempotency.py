@@ -17,7 +17,6 @@ from fastapi import Depends, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from adapters.http import errors
@@ -102,7 +101,7 @@ async def _answer(request: Request, handle: Handler, api: Api) -> Response:
         return await handle(request)
     except RequestValidationError:
         raise
-    except (*errors.STATUS, StarletteHTTPException, errors.PreconditionFailed) as refusal:
+    except errors.FORESEEN as refusal:
         answered = errors.answer(request, refusal, api.now)
         if answered is None:
             raise

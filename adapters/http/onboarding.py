@@ -95,7 +95,6 @@ class _Progress:
 @router.post(
     "/customers/onboard",
     summary="Onboard a customer",
-    response_model=Onboarded,
     responses=WITH_BODY | refusals(401, 403, 422, 503),
 )
 async def post_onboard(

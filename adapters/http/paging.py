@@ -34,7 +34,9 @@ class Paging:
     def __init__(
         self,
         limit: Annotated[int, Query(ge=1, le=200, description="Items on a page.")] = 50,
-        cursor: Annotated[str | None, Query(max_length=300, description="The `next_cursor` of the page before.")] = None,
+        cursor: Annotated[
+            str | None, Query(max_length=300, description="The `next_cursor` of the page before.")
+        ] = None,
     ) -> None:
         self.limit = limit
         self._cursor = cursor

@@ -112,7 +112,7 @@ def _read(api: Parts, customer_id: str, config_id: str) -> PipelineView:
     return _view(one(api.service.datastore, CUSTOMER_PIPELINE_CONFIGS, customer_id, config_id), api.now())
 
 
-@router.get("", summary="List scheduled pipelines", response_model=Page[PipelineView])
+@router.get("", summary="List scheduled pipelines")
 def list_pipelines(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[PipelineView]:
     """The customer's scheduled pipelines, newest first, each with its next five slots."""
     where = [Where("customer_id", "=", caller.customer_id)]
@@ -120,7 +120,7 @@ def list_pipelines(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Pag
     return paging.page(rows, partial(_view, now=api.now()), ("created_at", "config_id"))
 
 
-@router.post("", summary="Schedule a pipeline", response_model=PipelineView, responses=WITH_BODY)
+@router.post("", summary="Schedule a pipeline", responses=WITH_BODY)
 def post_pipeline(
     api: Parts, caller: CustomerCaller, name: RequestName, body: Annotated[NewPipeline, Body(examples=[EXAMPLE])]
 ) -> PipelineView:
@@ -134,14 +134,14 @@ def post_pipeline(
     return _read(api, caller.customer_id, config_id)
 
 
-@router.patch("/{config_id}", summary="Change a scheduled pipeline", response_model=PipelineView, responses=WITH_BODY)
+@router.patch("/{config_id}", summary="Change a scheduled pipeline", responses=WITH_BODY)
 def patch_pipeline(
     api: Parts,
     caller: CustomerCaller,
     config_id: str,
     body: Annotated[PipelineChange, Body(examples=[{"is_active": False}])],
 ) -> PipelineView:
-    """Another schedule, zone, state or parameters. The next slot is the first after this moment: nothing is caught up."""
+    """Another schedule, zone, state or parameters. The next slot is the first after this moment."""
     command = ChangePipeline(**caller.stamp, **body.model_dump(exclude_unset=True), config_id=config_id)
     change_pipeline(command, api.service.platform, api.service.registry)
     return _read(api, caller.customer_id, config_id)
@@ -153,7 +153,7 @@ def delete_pipeline(api: Parts, caller: CustomerCaller, config_id: str) -> None:
     remove_pipeline(RemovePipeline(**caller.stamp, config_id=config_id), api.service.platform)
 
 
-@templates.get("", summary="List pipeline templates", response_model=Page[TemplateView])
+@templates.get("", summary="List pipeline templates")
 def list_templates(api: Parts, caller: KnownCaller, paging: PageAsked) -> Page[TemplateView]:  # noqa: ARG001 - any key
     """Every template that can be run or scheduled, with its parameters and steps, by provider, domain and name."""
     after = paging.after_name

@@ -45,7 +45,7 @@ class ProviderConfigView(BaseModel):
     updated_at: datetime
 
 
-@router.get("", summary="List provider configurations", response_model=Page[ProviderConfigView])
+@router.get("", summary="List provider configurations")
 def list_configs(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[ProviderConfigView]:
     """Newest first; the newest of a provider and domain is the one in force."""
     where = [Where("customer_id", "=", caller.customer_id)]
@@ -53,7 +53,7 @@ def list_configs(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[
     return paging.page(rows, ProviderConfigView.model_validate, ("created_at", "config_id"))
 
 
-@router.post("", summary="Configure a provider", response_model=ProviderConfigView, responses=WITH_BODY)
+@router.post("", summary="Configure a provider", responses=WITH_BODY)
 def post_config(
     api: Parts, caller: CustomerCaller, name: RequestName, body: Annotated[NewProviderConfig, Body(examples=[EXAMPLE])]
 ) -> ProviderConfigView:

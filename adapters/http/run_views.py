@@ -158,10 +158,12 @@ def _moment(event: object, at: Envelope) -> Moment:
     return Moment(at=at.at, event=at.topic.partition("@")[0], by=at.by.actor, text=_text(event))
 
 
-def _text(event: object) -> str:  # noqa: C901, PLR0911 - one case an event
+def _text(event: object) -> str:  # noqa: PLR0911 - one case an event
     match event:
-        case RunScheduled(trigger_type=trigger, trigger_by=by, missed=missed):
-            return f"Queued ({trigger}, by {by})." + (" Stands for slots that were missed." if missed else "")
+        case RunScheduled(trigger_type=trigger, trigger_by=by, missed_since=missed_since):
+            return f"Queued ({trigger}, by {by})." + (
+                f" Stands for all slots since {missed_since}." if missed_since else ""
+            )
         case RunClaimed(worker_id=worker, attempt=attempt):
             return f"Attempt {attempt} started on {worker}."
         case StepFinished(name=name, status=status, rows=rows, error=error):

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import Body, Header, Path, Query, Response
-
 from starlette.concurrency import run_in_threadpool
 
 from adapters.http.api import Api, Parts
@@ -31,6 +30,9 @@ history = customer_router("/customers/{customer_id}/pipelines", "Pipelines")
 WAIT_SECONDS: Final = 10.0
 """How long an answer waits for the run to end."""
 MOST_SECONDS: Final = 60.0
+NOT_ENDED: Final[dict[int | str, dict[str, Any]]] = {
+    202: {"model": RunView, "description": "The run has not ended yet; Location says where to look."}
+}
 
 _WAIT: Final = re.compile(r"\bwait\s*=\s*\"?(\d{1,5})\"?", re.IGNORECASE)
 _ASYNC: Final = re.compile(r"\brespond-async\b", re.IGNORECASE)
@@ -52,10 +54,12 @@ class Cancellation(Request):
 @router.post(
     "/run/{customer_id}/{provider}/{domain}/{template}",
     summary="Run a pipeline",
-    response_model=RunView,
-    responses=WITH_BODY | refusals(429) | {202: {"model": RunView, "description": "It has not ended yet: see Location."}},
+    responses=WITH_BODY
+    | refusals(429)
+    | {202: {"model": RunView, "description": "It has not ended yet: see Location."}},
 )
 async def post_run(
+    *,
     api: Parts,
     caller: CustomerCaller,
     name: RequestName,
@@ -133,7 +137,7 @@ def _own(api: Api, caller: Caller, run_id: str) -> RunView:
     return run
 
 
-@router.get("/runs/{run_id}", summary="Read a run", response_model=RunView)
+@router.get("/runs/{run_id}", summary="Read a run")
 def get_run(api: Parts, caller: KnownCaller, run_id: str) -> RunView:
     """The run with its steps, data-quality results and timeline."""
     return _own(api, caller, run_id)
@@ -142,10 +146,10 @@ def get_run(api: Parts, caller: KnownCaller, run_id: str) -> RunView:
 @router.post(
     "/runs/{run_id}/cancel",
     summary="Cancel a run",
-    response_model=RunView,
-    responses=WITH_BODY | {202: {"model": RunView, "description": "It runs, and will stop at its next heartbeat."}},
+    responses=WITH_BODY | NOT_ENDED,
 )
 def post_cancel(
+    *,
     api: Parts,
     caller: KnownCaller,
     name: RequestName,  # noqa: ARG001 - a cancellation makes nothing that needs an id
@@ -153,7 +157,7 @@ def post_cancel(
     response: Response,
     body: Annotated[Cancellation, Body(examples=[{"reason": "Wrong date."}])] = Cancellation(),  # noqa: B008 - frozen
 ) -> RunView:
-    """A waiting run ends at once and gives its unit of quota back; a running one stops at its worker's next heartbeat."""
+    """A waiting run ends at once and gives its unit of quota back; a running one stops at its next heartbeat."""
     run = _own(api, caller, run_id)
     command = CancelRun(**caller.stamp, customer_id=run.customer_id, run_id=run_id, reason=body.reason)
     cancel_run(command, api.service.platform)
@@ -167,11 +171,10 @@ def post_cancel(
 @router.post(
     "/runs/{run_id}/retry",
     summary="Try a run again",
-    response_model=RunView,
-    responses=refusals(400, 409, 429) | {202: {"model": RunView, "description": "It has not ended yet: see Location."}},
+    responses=refusals(400, 409, 429) | NOT_ENDED,
 )
 async def post_retry(
-    api: Parts, caller: KnownCaller, name: RequestName, run_id: str, response: Response, prefer: Prefer = None
+    *, api: Parts, caller: KnownCaller, name: RequestName, run_id: str, response: Response, prefer: Prefer = None
 ) -> RunView:
     """A new run with the date and parameters of one that failed, was cancelled or skipped. It counts as any other."""
     run = await run_in_threadpool(_own, api, caller, run_id)
@@ -180,8 +183,9 @@ async def post_retry(
     return await _run_and_wait(api, new_run_id, partial(retry_run, command, api.service.platform), prefer, response)
 
 
-@history.get("", summary="List a customer's runs", response_model=Page[RunSummary])
+@history.get("", summary="List a customer's runs")
 def list_runs(
+    *,
     api: Parts,
     caller: CustomerCaller,
     paging: PageAsked,
@@ -207,5 +211,3 @@ def list_runs(
 def _summary(api: Api, row: dict[str, Any]) -> RunSummary:
     template = api.service.registry.find(row["provider"], row["domain"], row["pipeline_template"])
     return summary(row, template.id if template else None)
-
-

@@ -31,7 +31,7 @@ class TeamMemberView(BaseModel):
     updated_at: datetime
 
 
-@router.get("", summary="List team members", response_model=Page[TeamMemberView])
+@router.get("", summary="List team members")
 def list_members(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[TeamMemberView]:
     """The people of the customer, newest first."""
     where = [Where("customer_id", "=", caller.customer_id)]
@@ -39,7 +39,7 @@ def list_members(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[
     return paging.page(rows, TeamMemberView.model_validate, ("created_at", "member_id"))
 
 
-@router.post("", summary="Add a team member", response_model=TeamMemberView, responses=WITH_BODY)
+@router.post("", summary="Add a team member", responses=WITH_BODY)
 def post_member(
     api: Parts, caller: CustomerCaller, name: RequestName, body: Annotated[NewTeamMember, Body(examples=[EXAMPLE])]
 ) -> TeamMemberView:

@@ -81,13 +81,13 @@ def _at(row: Mapping[str, Any], now: datetime) -> UsageView:
     )
 
 
-@router.get("", summary="Read usage", response_model=UsageView)
+@router.get("", summary="Read usage")
 def get_usage(api: Parts, caller: CustomerCaller) -> UsageView:
     """Runs today and this month, runs going on now, the limits, what is left, and when counting starts again."""
     return read_usage(api.service.datastore, caller.customer_id, api.now())
 
 
-@router.get("/history", summary="Read usage day by day", response_model=Page[UsageDay])
+@router.get("/history", summary="Read usage day by day")
 def get_usage_history(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[UsageDay]:
     """The days on which something was counted, newest first, with the limits of each day."""
     rows = profiles.usage_history(

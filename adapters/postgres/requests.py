@@ -3,28 +3,28 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from adapters.postgres.event_log import Datastore
 
-_KEPT: Final = "interval '24 hours'"
-_ABANDONED: Final = "interval '2 minutes'"
+_KEPT: Final = timedelta(hours=24)
+_ABANDONED: Final = timedelta(minutes=2)
 """A request that has no answer after this time died with its process: it may be sent again."""
 
 # Expired rows are cleared away by new ones, a few at a time, so that no job is needed.
 _CLEAR: Final = (
     "WITH old AS (SELECT caller, key FROM idempotent_requests"
-    f" WHERE created_at < clock_timestamp() - {_KEPT} ORDER BY created_at LIMIT 10 FOR UPDATE SKIP LOCKED)"
+    " WHERE created_at < clock_timestamp() - %s ORDER BY created_at LIMIT 10 FOR UPDATE SKIP LOCKED)"
     " DELETE FROM idempotent_requests r USING old WHERE (r.caller, r.key) = (old.caller, old.key)"
 )
 _CLAIM: Final = (
     "INSERT INTO idempotent_requests AS r (caller, key, fingerprint) VALUES (%(caller)s, %(key)s, %(fingerprint)s)"
     " ON CONFLICT (caller, key) DO UPDATE SET fingerprint = excluded.fingerprint, status = NULL, headers = NULL,"
     "  body = NULL, created_at = clock_timestamp()"
-    f" WHERE r.created_at < clock_timestamp() - {_KEPT}"
-    f"  OR (r.status IS NULL AND r.fingerprint = excluded.fingerprint"
-    f"   AND r.created_at < clock_timestamp() - {_ABANDONED})"
+    " WHERE r.created_at < clock_timestamp() - %(kept)s"
+    "  OR (r.status IS NULL AND r.fingerprint = excluded.fingerprint"
+    "   AND r.created_at < clock_timestamp() - %(abandoned)s)"
     " RETURNING created_at"
 )
 _LOOK: Final = "SELECT fingerprint, status, headers, body FROM idempotent_requests WHERE caller = %s AND key = %s"
@@ -66,8 +66,14 @@ class InProgress:
 def claim(datastore: Datastore, caller: str, key: str, fingerprint: str) -> Claimed | Replay | Mismatch | InProgress:
     """Take the request for oneself, or learn what became of the one that came before. Keys are kept for a day."""
     with datastore.reading() as cursor:
-        cursor.execute(_CLEAR, prepare=True)
-        values = {"caller": caller, "key": key, "fingerprint": fingerprint}
+        cursor.execute(_CLEAR, (_KEPT,), prepare=True)
+        values = {
+            "caller": caller,
+            "key": key,
+            "fingerprint": fingerprint,
+            "kept": _KEPT,
+            "abandoned": _ABANDONED,
+        }
         taken = cursor.execute(_CLAIM, values, prepare=True).fetchone()
         if taken is not None:
             return Claimed(caller, key, taken["created_at"])

@@ -9,7 +9,7 @@ from tests.application.world import World, migrated
 
 @pytest.fixture(scope="session")
 def migrated_template(postgres_server) -> str:
-    return migrated(postgres_server.dsn, "migrated_core")
+    return migrated(postgres_server.dsn)
 
 
 @pytest.fixture

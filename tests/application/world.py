@@ -1,10 +1,12 @@
 """The core on a PostgreSQL of its own, with a clock that the test moves: what tests of the use cases share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from threading import Barrier
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -23,6 +25,9 @@ from application.mapper import EventMapper
 from application.platform import Platform
 from application.ports import RunOrder, RunReport
 from domain.envelope import Origin
+from domain.refusals import Refusal
+
+Answer = TypeVar("Answer")
 
 TEMPLATES = {("gcp", "example", "dryrun"), ("gcp", "cost", "cost_billing"), ("aws", "cost", "focus_import")}
 
@@ -66,7 +71,7 @@ class World:
     def close(self) -> None:
         self.datastore.close()
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,11 +147,11 @@ class World:
     # what they leave
 
     def rows(self, table: str, **where: Any) -> list[dict[str, Any]]:
-        """Rows of a table whose columns have these values, in the order of `created_at` or whatever comes first."""
-        conditions = sql.SQL(" AND ").join(
-            [sql.SQL("true"), *(sql.SQL("{} = %s").format(sql.Identifier(c)) for c in where)]
+        """Rows of a table whose columns have these values, the last changed last."""
+        equal = [sql.SQL("{} = %s").format(sql.Identifier(column)) for column in where]
+        query = sql.SQL("SELECT * FROM {} WHERE {} ORDER BY position").format(
+            sql.Identifier(table), sql.SQL(" AND ").join([sql.SQL("true"), *equal])
         )
-        query = sql.SQL("SELECT * FROM {} WHERE {} ORDER BY position").format(sql.Identifier(table), conditions)
         with self.datastore.reading() as cursor:
             return cursor.execute(query, list(where.values())).fetchall()
 
@@ -186,10 +191,26 @@ class World:
         return [type(event).__name__ for event in self.events()]
 
 
-def migrated(dsn: str, name: str) -> str:
-    """Make a database of this name with the schema of this code, to be copied; returns its name."""
+def migrated(dsn: str) -> str:
+    """Make a database with the schema of this code, to be copied; returns its name."""
+    name = f"migrated_{uuid4().hex}"
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     with psycopg.connect(urlsplit(dsn)._replace(path=f"/{name}").geturl(), row_factory=dict_row) as connection:
         migrate(connection)
     return name
+
+
+def race(callers: int, act: Callable[[int], Answer]) -> list[Answer | Refusal]:
+    """What each of so many callers got, all of whom asked at the same moment; anything but a refusal is raised."""
+    start = Barrier(callers)
+
+    def call(number: int) -> Answer | Refusal:
+        start.wait()
+        try:
+            return act(number)
+        except Refusal as refusal:
+            return refusal
+
+    with ThreadPoolExecutor(callers) as threads:
+        return list(threads.map(call, range(callers)))

@@ -16,7 +16,7 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from adapters.embedded import EmbeddedError
 from adapters.embedded.bigquery import EmbeddedBigQuery
-from adapters.embedded.child import free_port
+from adapters.embedded.child import alive, free_port
 
 SERVE = """
 import sys
@@ -174,7 +174,7 @@ def test_a_leftover_emulator_is_ended_and_its_tables_taken_over(tmp_path):
         process.wait()
         guardian.kill()
     with EmbeddedBigQuery(tmp_path, port) as again:
-        server.wait(1)
+        assert not alive(server)
         assert remembered(again.url) == [(1,)]
 
 

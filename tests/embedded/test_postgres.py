@@ -18,6 +18,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from adapters.embedded import EmbeddedError
 from adapters.embedded.binaries import installation, private_account, reachable
+from adapters.embedded.child import alive
 from adapters.embedded.postgres import EmbeddedPostgres, running_dsn
 
 SERVE = """
@@ -145,7 +146,7 @@ def test_a_leftover_server_is_ended_and_its_data_taken_over(tmp_path):
         guardian.kill()
         assert server.is_running()
         with EmbeddedPostgres(tmp_path, durable=False) as again:
-            server.wait(1)
+            assert not alive(server)
             assert remembered(again.dsn) == [1]
 
 

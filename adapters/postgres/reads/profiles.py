@@ -1,11 +1,13 @@
 """Customers with their subscriptions and usage."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final
+
+from psycopg.sql import SQL
 
 from adapters.postgres.event_log import Datastore
 
-_PROFILE: Final = (
+_PROFILE: Final = SQL(
     "SELECT p.customer_id, p.tenant_id, p.tenant_dataset_id, p.company_name, p.admin_email, p.status,"
     " p.subscription_plan, p.stripe_customer_id, p.dataset_created, p.created_at, p.updated_at,"
     " s.plan_name, s.status AS subscription_status, s.max_team_members, s.max_providers, s.max_pipelines_per_day,"
@@ -37,7 +39,7 @@ def profile(datastore: Datastore, customer_id: str) -> dict[str, Any] | None:
     """One customer with its plan and limits."""
     with datastore.reading() as cursor:
         return cursor.execute(
-            f"{_PROFILE} WHERE p.customer_id = %s AND p.deleted_at IS NULL", (customer_id,), prepare=True
+            _PROFILE + SQL(" WHERE p.customer_id = %s AND p.deleted_at IS NULL"), (customer_id,), prepare=True
         ).fetchone()
 
 
@@ -48,9 +50,12 @@ def profiles(
     created_at, key = after or (None, None)
     with datastore.reading() as cursor:
         return cursor.execute(
-            f"{_PROFILE} WHERE p.deleted_at IS NULL AND (%(status)s::text IS NULL OR p.status = %(status)s)"
-            " AND (%(at)s::timestamptz IS NULL OR (p.created_at, p.customer_id) < (%(at)s, %(key)s))"
-            " ORDER BY p.created_at DESC, p.customer_id DESC LIMIT %(limit)s",
+            _PROFILE
+            + SQL(
+                " WHERE p.deleted_at IS NULL AND (%(status)s::text IS NULL OR p.status = %(status)s)"
+                " AND (%(at)s::timestamptz IS NULL OR (p.created_at, p.customer_id) < (%(at)s, %(key)s))"
+                " ORDER BY p.created_at DESC, p.customer_id DESC LIMIT %(limit)s"
+            ),
             {"status": status, "at": created_at, "key": key, "limit": limit},
             prepare=True,
         ).fetchall()
@@ -62,7 +67,7 @@ def usage(datastore: Datastore, customer_id: str) -> dict[str, Any] | None:
         return cursor.execute(_USAGE, (customer_id,), prepare=True).fetchone()
 
 
-def usage_history(datastore: Datastore, customer_id: str, *, before: Any, limit: int) -> list[dict[str, Any]]:  # noqa: ANN401 - a date or None
+def usage_history(datastore: Datastore, customer_id: str, *, before: date | None, limit: int) -> list[dict[str, Any]]:
     """Days on which something was counted, newest first, each with the limits of that day."""
     with datastore.reading() as cursor:
         return cursor.execute(

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from psycopg.sql import SQL
+
 from adapters.postgres.event_log import Datastore
 
 Result = TypeVar("Result")
 
-_VALID: Final = (
+_VALID: Final = SQL(
     " FROM customer_api_keys k WHERE r.token_hash = %s AND r.used_at IS NULL AND r.expires_at > clock_timestamp()"
     " AND k.api_key_id = r.api_key_id AND k.customer_id = r.customer_id AND k.is_active AND k.deleted_at IS NULL"
     " AND k.expires_at > clock_timestamp()"
@@ -18,7 +20,9 @@ def is_valid(datastore: Datastore, token_hash: str) -> bool:
     """Whether the link would show a key that works."""
     with datastore.reading() as cursor:
         row = cursor.execute(
-            f"SELECT EXISTS (SELECT 1 FROM key_reveals r JOIN LATERAL (SELECT 1 {_VALID}) v ON true) AS valid",
+            SQL("SELECT EXISTS (SELECT 1 FROM key_reveals r JOIN LATERAL (SELECT 1 {}) v ON true) AS valid").format(
+                _VALID
+            ),
             (token_hash,),
             prepare=True,
         ).fetchone()
@@ -32,8 +36,8 @@ def use(datastore: Datastore, token_hash: str, open_sealed: Callable[[str, str, 
     """
     with datastore.transaction_cursor() as cursor:
         row = cursor.execute(
-            f"UPDATE key_reveals r SET used_at = clock_timestamp() {_VALID}"
-            " RETURNING r.customer_id, r.api_key_id, k.encrypted_api_key",
+            SQL("UPDATE key_reveals r SET used_at = clock_timestamp() {}").format(_VALID)
+            + SQL(" RETURNING r.customer_id, r.api_key_id, k.encrypted_api_key"),
             (token_hash,),
         ).fetchone()
         if row is None:

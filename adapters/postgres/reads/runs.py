@@ -26,7 +26,7 @@ def scheduler_status(datastore: Datastore) -> dict[str, Any]:
             "   AND next_run_time IS NOT NULL) AS next_slot,"
             " count(*) FILTER (WHERE state = 'PENDING') AS pending,"
             " count(*) FILTER (WHERE state = 'RUNNING') AS running,"
-            " extract(epoch FROM clock_timestamp() - min(not_before) FILTER (WHERE state = 'PENDING'))::float8"
+            " extract(epoch FROM clock_timestamp() - min(coalesce(not_before, scheduled_time)) FILTER (WHERE state = 'PENDING'))::float8"
             "   AS oldest_pending_age_seconds"
             " FROM pipeline_execution_queue WHERE deleted_at IS NULL",
             prepare=True,
@@ -44,11 +44,11 @@ def counts_by_state(datastore: Datastore) -> dict[str, int]:
     with datastore.reading() as cursor:
         row = cursor.execute(
             "SELECT (SELECT count(*) FROM pipeline_execution_queue WHERE state = 'PENDING' AND deleted_at IS NULL)"
-            "   AS \"PENDING\","
+            '   AS "PENDING",'
             " (SELECT count(*) FROM pipeline_execution_queue WHERE state = 'RUNNING' AND deleted_at IS NULL)"
-            "   AS \"RUNNING\","
-            " coalesce(sum(pipelines_succeeded_today), 0)::bigint AS \"COMPLETED\","
-            " coalesce(sum(pipelines_failed_today), 0)::bigint AS \"FAILED\""
+            '   AS "RUNNING",'
+            ' coalesce(sum(pipelines_succeeded_today), 0)::bigint AS "COMPLETED",'
+            ' coalesce(sum(pipelines_failed_today), 0)::bigint AS "FAILED"'
             " FROM customer_usage WHERE usage_date = (clock_timestamp() AT TIME ZONE 'UTC')::date",
             prepare=True,
         ).fetchone()
