@@ -176,7 +176,7 @@ def migrate(*, as_json: Json = False) -> None:
     """Bring the database to this version's schema. Safe to repeat, and to run from several machines at once."""
     console.log_to_stderr(as_json=as_json)
     place = _place()
-    from adapters.roles import migrate as migrate_database
+    from adapters.database import migrate as migrate_database
 
     applied = migrate_database(place.dsn)
     if as_json:
@@ -257,9 +257,10 @@ def demo(
 
     It makes a customer of its own. Exit status 1 when an answer is not what the guide says.
     """
+    settings = _settings()
     from adapters.demo import demonstrate
 
-    if not demonstrate(_settings(), url=url, days=days, as_json=as_json):
+    if not demonstrate(settings, url=url, days=days, as_json=as_json):
         raise typer.Exit(console.FAILED)
 
 

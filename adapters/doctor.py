@@ -112,7 +112,7 @@ def _library_settings() -> Finding:
 
 
 def _database(place: Place) -> list[Finding]:
-    from adapters.roles import connected  # noqa: PLC0415 - wrong settings are told without loading all of it
+    from adapters.database import connected  # noqa: PLC0415 - wrong settings are told without loading all of it
 
     if place.dsn is None:
         return [Finding("PostgreSQL", Result.WARN, "No DATABASE_URL, and no serve runs here.", _START)]

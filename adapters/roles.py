@@ -3,22 +3,17 @@
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
-import psycopg
 import uvicorn
-from psycopg import Connection
-from psycopg.rows import DictRow, dict_row
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from adapters.bootstrap import Service, build
-from adapters.http.app import api_server
+from adapters.database import connected, required
+from adapters.http.app import create_app
 from adapters.kms.local import KeyFileRefused
 from adapters.postgres import schema
-from adapters.postgres.event_log import connection_arguments
 from adapters.process import Late, Part, Shutdown, Unable, bind, stop_in_order
 from adapters.projector import run_projector
 from adapters.running import Place
@@ -29,8 +24,8 @@ from application.ports import Away
 
 logger = logging.getLogger(__name__)
 
-_DATABASE_S: Final = 30
-"""How long a role waits for a database that is starting, or is being migrated, beside it."""
+_ANSWER_S: Final = 20
+"""How long requests in hand have to be answered once the API stops."""
 
 
 class Role(StrEnum):
@@ -73,7 +68,16 @@ class _Server(uvicorn.Server):
 def _serve_http(
     service: Service, listener: socket.socket, on_answering: Callable[[], None], stop: threading.Event
 ) -> None:
-    config = api_server(service, service.settings.host, service.settings.port).config
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=20,
+        timeout_graceful_shutdown=_ANSWER_S,
+    )
     server = _Server(config, on_answering)
 
     def end() -> None:
@@ -129,51 +133,3 @@ def built(settings: Settings, dsn: str) -> Service:
         raise Unable(str(error)) from error
     except OSError as error:
         raise Unable(f"{error.filename or settings.data_dir} cannot be used: {error.strerror}.") from error
-
-
-def required(dsn: str | None) -> str:
-    """The DSN; raises `Unable` when there is none."""
-    if dsn is None:
-        raise Unable("There is no database: start `convergence serve` first, or set DATABASE_URL.")
-    return dsn
-
-
-@contextmanager
-def connected(dsn: str | None, *, patience_s: float = _DATABASE_S) -> Iterator[Connection[DictRow]]:
-    """A connection of its own, waited for while the database starts; raises `Unable` with a sentence."""
-    arguments: dict[str, Any] = connection_arguments(required(dsn), name="command")
-    try:
-        connection: Connection[DictRow] = Retrying(
-            retry=retry_if_exception_type(psycopg.OperationalError),
-            wait=wait_exponential(multiplier=0.1, max=2),
-            stop=stop_after_delay(patience_s),
-            before_sleep=_report,
-            reraise=True,
-        )(psycopg.connect, **arguments, autocommit=True, row_factory=dict_row)
-    except psycopg.OperationalError as error:
-        raise Unable(f"The database does not answer: {reason(error)}") from None
-    except psycopg.Error:
-        # The driver's sentence quotes the address, and with it the password.
-        raise Unable("DATABASE_URL is not like postgresql://user:password@host:5432/database.") from None
-    with connection:
-        yield connection
-
-
-def _report(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    if state.attempt_number == 1 and error is not None:
-        logger.warning("waiting for the database: %s", reason(error))
-
-
-def reason(error: BaseException) -> str:
-    """The last line of what the driver says, which names host and user but no password."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-
-
-def migrate(dsn: str | None, *, patience_s: float = _DATABASE_S) -> list[str]:
-    """Bring the database to this code's shape; returns the migrations applied now. Raises `Unable`."""
-    with connected(dsn, patience_s=patience_s) as connection:
-        try:
-            return schema.migrate(connection)
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise Unable(f"The database's role may not change the schema: {reason(error)}") from error

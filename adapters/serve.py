@@ -121,7 +121,7 @@ class _Database:
 
     def ready(self) -> str:
         """The DSN, once the database answers and its schema is this version's. Raises `Unable`, `EmbeddedError`."""
-        from adapters.roles import migrate  # noqa: PLC0415
+        from adapters.database import migrate  # noqa: PLC0415
 
         dsn = self._started.result() if self._started else self._url.get_secret_value() if self._url else ""
         applied = migrate(dsn)

@@ -108,7 +108,9 @@ def test_an_api_whose_port_is_taken_says_so(place):
 
 
 def test_an_address_that_is_not_ours_is_said(place):
-    assert "HOST" in sentence(convergence("api", HOST="192.0.2.1", DATABASE_URL="postgresql://x@127.0.0.1:1/x", **place), 1)
+    assert "HOST" in sentence(
+        convergence("api", HOST="192.0.2.1", DATABASE_URL="postgresql://x@127.0.0.1:1/x", **place), 1
+    )
 
 
 def test_a_query_without_a_bigquery_says_what_to_start(place):

@@ -259,7 +259,7 @@ def test_jitter_is_steady_bounded_and_spread():
 def test_threads_share_an_expression_without_mixing_up_their_slots():
     schedule = parse("30 2 * * *", BERLIN)
     starts = [
-        [utc("2026-01-01 12:00") + timedelta(days=day + 400 * number) for day in range(100)] for number in range(6)
+        [utc("2026-01-01 12:00") + timedelta(days=day + 300 * number) for day in range(1500)] for number in range(6)
     ]
     expected = [[next_slot(schedule, start) for start in some] for some in starts]
     interval = sys.getswitchinterval()

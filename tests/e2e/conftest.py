@@ -21,7 +21,7 @@ CONVERGENCE = str(Path(sys.executable).with_name("convergence"))
 READY_S = 60
 
 
-class NotReady(Exception):
+class NotReadyError(Exception):
     """The server has not said that it is ready."""
 
 
@@ -66,13 +66,17 @@ class Serve:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def launch(self) -> None:
+        """Begins to start it, without waiting."""
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([CONVERGENCE, "serve"], env=self.environment, stdout=log, stderr=log)
+
     def start(self) -> None:
         """Returns once the API is ready, and keeps how long that took."""
         began = time.monotonic()
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen([CONVERGENCE, "serve"], env=self.environment, stdout=log, stderr=log)
+        self.launch()
         for attempt in Retrying(
-            retry=retry_if_exception_type((NotReady, httpx.TransportError)),
+            retry=retry_if_exception_type((NotReadyError, httpx.TransportError)),
             wait=wait_fixed(0.05),
             stop=stop_after_delay(READY_S),
             reraise=True,
@@ -80,7 +84,7 @@ class Serve:
             with attempt:
                 assert self.process.poll() is None, self.log.read_text()
                 if httpx.get(f"{self.url}/readyz", timeout=READY_S).status_code != 200:
-                    raise NotReady(self.log.read_text())
+                    raise NotReadyError(self.log.read_text())
         self.ready_after_s = time.monotonic() - began
 
     def await_bigquery(self) -> None:

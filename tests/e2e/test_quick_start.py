@@ -114,7 +114,8 @@ def test_an_update_says_how_many_rows_and_that_it_does_not_last(serve, customer)
 
 
 def _profile_is_there(serve, customer):
-    sql = f"SELECT 1 AS one FROM customers_metadata.customer_subscriptions WHERE customer_id = '{customer['customer_id']}'"
+    table = "customers_metadata.customer_subscriptions"
+    sql = f"SELECT 1 AS one FROM {table} WHERE customer_id = '{customer['customer_id']}'"
     assert serve.json("query", sql) == [{"one": 1}]
 
 

@@ -57,9 +57,7 @@ def test_a_signal_stops_everything_and_the_data_stays(fresh, number):
 
 
 def test_a_signal_during_the_start_stops_it_as_well(fresh):
-    fresh.process = __import__("subprocess").Popen(
-        [fresh_command(), "serve"], env=fresh.environment, stdout=-3, stderr=-3
-    )
+    fresh.launch()
     for attempt in Retrying(
         retry=retry_if_exception_type(AssertionError), wait=wait_fixed(0.02), stop=stop_after_delay(20), reraise=True
     ):
@@ -68,13 +66,6 @@ def test_a_signal_during_the_start_stops_it_as_well(fresh):
     family = fresh.family
     assert fresh.stop() == 0
     gone(family, 5)
-
-
-def fresh_command() -> str:
-    import sys
-    from pathlib import Path
-
-    return str(Path(sys.executable).with_name("convergence"))
 
 
 def test_a_second_signal_ends_it_at_once(fresh):
@@ -114,7 +105,9 @@ def test_a_wiped_bigquery_is_filled_again_from_the_log(fresh):
 
     fresh.start()
     fresh.await_bigquery()
-    sql = f"SELECT customer_id FROM customers_metadata.customer_profiles WHERE customer_id = '{customer['customer_id']}'"
+    sql = (
+        f"SELECT customer_id FROM customers_metadata.customer_profiles WHERE customer_id = '{customer['customer_id']}'"
+    )
     for attempt in Retrying(
         retry=retry_if_exception_type(AssertionError), wait=wait_fixed(0.2), stop=stop_after_delay(40), reraise=True
     ):

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
+import psycopg
 import uvicorn
+from psycopg import sql
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from adapters.bootstrap import Service, build
@@ -73,6 +77,47 @@ class Clock:
     def __call__(self) -> datetime:
         return datetime.now(UTC) + self.ahead
 
+    @contextmanager
+    def moved(self, **span: float) -> Iterator[None]:
+        """Another time, for the API alone."""
+        self.ahead = timedelta(**span)
+        try:
+            yield
+        finally:
+            self.ahead = timedelta()
+
+
+def application(customer_id: str, plan: str = "PROFESSIONAL") -> dict[str, str]:
+    """The body of an onboarding."""
+    return {
+        "customer_id": customer_id,
+        "company_name": "ACME Corporation",
+        "admin_email": "admin@acmecorp.com",
+        "subscription_plan": plan,
+    }
+
+
+@dataclass
+class Customer:
+    """A customer, and a client with its key."""
+
+    id: str
+    key: str
+    http: httpx.Client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.http, name)
+
+    @property
+    def url(self) -> str:
+        return f"/api/v1/customers/{self.id}"
+
+    def run(self, template: str = "gcp/example/dryrun", prefer: str = "respond-async", **options: Any) -> httpx.Response:
+        """Ask for a run."""
+        headers = {"Prefer": prefer, **options.pop("headers", {})}
+        body = options.pop("json", {"date": "2025-11-17", "trigger_by": "manual"})
+        return self.http.post(f"/api/v1/pipelines/run/{self.id}/{template}", json=body, headers=headers, **options)
+
 
 class Running:
     """One server on a free port."""
@@ -113,18 +158,14 @@ class Running:
         self._clients.append(made)
         return made
 
-    def onboard(self, customer_id: str = "acme_corp", plan: str = "PROFESSIONAL") -> httpx.Client:
-        """Onboard a customer without waiting for BigQuery; a client with its key."""
+    def onboard(self, plan: str = "PROFESSIONAL", customer_id: str | None = None) -> Customer:
+        """A new customer, without waiting for BigQuery."""
+        customer_id = customer_id or f"acme_{uuid4().hex[:12]}"
         self.app.state.api.warehouse_flag.lower()
-        body = {
-            "customer_id": customer_id,
-            "company_name": "ACME Corporation",
-            "admin_email": "admin@acmecorp.com",
-            "subscription_plan": plan,
-        }
-        answer = self.client().post("/api/v1/customers/onboard", json=body)
+        answer = self.client().post("/api/v1/customers/onboard", json=application(customer_id, plan))
         assert answer.status_code == 200, answer.text
-        return self.client({"X-API-Key": answer.json()["api_key"]})
+        key = answer.json()["api_key"]
+        return Customer(customer_id, key, self.client({"X-API-Key": key}))
 
     def admin(self) -> httpx.Client:
         return self.client(ADMIN)
@@ -154,3 +195,18 @@ def running(dsn: str, directory: Path, *, engine: Quick | None = None, **setting
             yield server
     finally:
         service.close()
+
+
+@contextmanager
+def database(server_dsn: str, template: str) -> Iterator[str]:
+    """A copy of a database, dropped afterwards."""
+    name = f"http_{uuid4().hex}"
+    copied, dropped = (
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
+        sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)),
+    )
+    with psycopg.connect(server_dsn, autocommit=True) as connection:
+        connection.execute(copied)
+    yield urlsplit(server_dsn)._replace(path=f"/{name}").geturl()
+    with psycopg.connect(server_dsn, autocommit=True) as connection:
+        connection.execute(dropped)
