@@ -22,6 +22,7 @@ from domain.schedule import Schedule, latest_slot, next_slot, run_date, slots_be
 LATE: Final = timedelta(seconds=60)
 CATCH_UP_WINDOW: Final = timedelta(hours=24)
 CATCH_UP_AT_MOST: Final = 100
+_MINUTES_IN_WINDOW: Final = 24 * 60 + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def _plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[_Planne
                 priority=Priority.CATCH_UP if now - slot > LATE else Priority.SCHEDULED,
                 config_id=due.config_id,
                 next_run_time=following,
-                missed_since=due.next_run_time if due.catch_up != "all" and slot > due.next_run_time else None,
+                missed_since=due.next_run_time if slot == slots[0] and slot > due.next_run_time else None,
                 parameters=due.parameters,
             ),
             skip=unknown or _reason_to_skip(due, slot, now, first=slot == slots[0]),
@@ -158,7 +159,7 @@ def _missed_slots(due: DuePipeline, schedule: Schedule, now: datetime) -> list[d
     """The slots that a late pipeline still gets a run for, oldest first."""
     if due.catch_up == "all":
         since = max(due.next_run_time, now - CATCH_UP_WINDOW) - timedelta(microseconds=1)
-        slots = slots_between(schedule, since, now, CATCH_UP_AT_MOST)
+        slots = slots_between(schedule, since, now, _MINUTES_IN_WINDOW)[-CATCH_UP_AT_MOST:]
     else:
         newest = latest_slot(schedule, due.next_run_time - timedelta(microseconds=1), now)
         slots = [] if newest is None else [newest]
