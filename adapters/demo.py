@@ -7,7 +7,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from adapters import console
 from adapters.demo_server import server
-from adapters.demo_walk import Story, Walk
+from adapters.demo_story import Story, tell
+from adapters.demo_walk import Walk
 from adapters.settings import Settings
 
 
@@ -30,24 +31,5 @@ def demonstrate(settings: Settings, *, url: str | None, days: int, as_json: bool
             story = Story(target.url, f"demo_{secrets.token_hex(4)}", target.project)
             with httpx.Client(base_url=target.url, timeout=60, trust_env=False) as http:
                 Walk(target, http, story, progress, days).walk()
-    _print(story, as_json=as_json)
+    tell(story, as_json=as_json)
     return story.ok
-
-
-def _print(story: Story, *, as_json: bool) -> None:
-    if as_json:
-        tables = {
-            name: [dict(zip(columns, row, strict=True)) for row in rows]
-            for name, (columns, rows) in story.tables.items()
-        }
-        steps = [{"name": s.name, "ok": s.ok, "detail": s.detail, "seconds": s.seconds} for s in story.steps]
-        facts = {"ok": story.ok, "url": story.url, "customer_id": story.customer_id, "project": story.project}
-        console.print_json({**facts, "steps": steps, "tables": tables})
-        return
-    console.print_table(
-        ["Step", "", "Answer", "s"],
-        [[s.name, "✓" if s.ok else "✗", s.detail, f"{s.seconds:.1f}"] for s in story.steps],
-        title=f"Customer {story.customer_id} on {story.url}",
-    )
-    for title, (headings, found) in story.tables.items():
-        console.print_table(headings, found, title=title)

@@ -4,9 +4,8 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -18,6 +17,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from adapters.bigquery.client import plain_errors, run
 from adapters.bigquery.tables import ensure_dataset
 from adapters.demo_server import Target
+from adapters.demo_story import Step, Story
 from adapters.pipelines import billing_data
 
 T = TypeVar("T")
@@ -37,31 +37,6 @@ class Unexpected(Exception):  # noqa: N818 - it says what the answer was
 
 class _NotYet(Exception):  # noqa: N818
     """What is waited for has not happened."""
-
-
-@dataclass(slots=True)
-class Step:
-    """A step of the walk, and how it came out."""
-
-    name: str
-    ok: bool = False
-    detail: str = ""
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Story:
-    """What the demo did and found."""
-
-    url: str
-    customer_id: str
-    project: str
-    steps: list[Step] = field(default_factory=list)
-    tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        return bool(self.steps) and all(step.ok for step in self.steps)
 
 
 class Walk:

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 GRACE_S: Final = 28.0
 """How long the parts have to stop: a worker's 25 seconds to finish runs or hand them back, and a little more."""
 
+_ONE_S: Final = 0.3
+"""Signals that come together are one: `timeout` and other parents pass a Ctrl-C on to those who have it already."""
+
 
 class Unable(Exception):  # noqa: N818 - it says what the process is
     """The process cannot do its work. The text is one sentence for the person who started it, free of secrets."""
@@ -27,12 +30,12 @@ class Late(Unable):
 
 
 class Shutdown:
-    """Why the process is to end: a first SIGINT or SIGTERM asks for it, a second one ends it at once."""
+    """Why the process is to end: a first SIGINT or SIGTERM asks for it, a later one ends it at once."""
 
     def __init__(self) -> None:
         # The queue is what a signal handler may touch: it interrupts its own thread anywhere, also inside a lock.
         self._reasons: SimpleQueue[str] = SimpleQueue()
-        self._asked = False
+        self._asked_at: float | None = None
         self.failure: str | None = None
 
     def listen(self) -> None:
@@ -41,21 +44,25 @@ class Shutdown:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._asked:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+        elif now - self._asked_at < _ONE_S:
+            return
+        else:
             # The guardians of our child processes see our end and stop them in order.
             os._exit(128 + number)
-        self._asked = True
         self._reasons.put(signal.Signals(number).name)
 
     @property
     def asked(self) -> bool:
         """Whether a signal came."""
-        return self._asked
+        return self._asked_at is not None
 
     @property
     def is_due(self) -> bool:
         """Whether the process is to end, for whatever reason."""
-        return self._asked or self.failure is not None
+        return self.asked or self.failure is not None
 
     def fail(self, sentence: str) -> None:
         """End the process because it cannot go on; the first sentence counts."""

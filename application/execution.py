@@ -62,7 +62,7 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
     for run_id, customer_id in found:
         run, subscription = runs[UUID(run_id)], subscriptions[customer_id].must("No such customer.")
         state = run.must("No such run.")
-        if state.state is not RunState.PENDING or len(claimed) == command.limit:
+        if not state.ready(now) or len(claimed) == command.limit:
             continue
         if state.order.trigger_type is not Trigger.ONBOARDING:
             if subscription.status is not Status.ACTIVE:

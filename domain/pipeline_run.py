@@ -201,11 +201,15 @@ class PipelineRun:
     def customer_id(self) -> str:
         return self.order.customer_id
 
+    def ready(self, now: datetime) -> bool:
+        """Whether a worker may have it: rows that say so may be out of date."""
+        return self.state is RunState.PENDING and (self.not_before is None or self.not_before <= now)
+
     def claim(self, worker_id: str, at: datetime, lease: timedelta) -> tuple[RunEvent, ...]:
         """A worker takes the run for `lease`."""
         if self.state is not RunState.PENDING:
             raise Conflict(f"The run is {self.state} already.")
-        if self.not_before is not None and at < self.not_before:
+        if not self.ready(at):
             raise Conflict("The run waits for its next attempt.")
         return (RunClaimed(worker_id=worker_id, attempt=self.attempt + 1, started_at=at, lease_expires_at=at + lease),)
 

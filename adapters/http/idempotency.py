@@ -143,15 +143,15 @@ def _without_secrets(body: bytes) -> bytes:
 
 
 class Named:
-    """The ids that a request gives to what it makes: always the same ones for the same Idempotency-Key."""
+    """The ids that a request gives to what it makes: always the same ones for the same request of the same name."""
 
-    def __init__(self, caller: str, kind: str, key: str | None) -> None:
-        self._caller = caller
-        self._kind = kind
+    def __init__(self, key: str | None, *what: str) -> None:
         self.key = key
+        self._what = what
 
     def new_id(self) -> str:
-        return new_id() if self.key is None else str(uuid5(_NAMESPACE, f"{self._kind} {self._caller} {self.key}"))
+        """A new id, or the one that follows from the name."""
+        return new_id() if self.key is None else str(uuid5(_NAMESPACE, " ".join((self.key, *self._what))))
 
 
 async def _named(
@@ -160,11 +160,12 @@ async def _named(
         str | None,
         Header(
             description="Names this request: sending it again has no second effect and gets the same answer, for a day."
+            " Choose a new one, such as a UUID, for every request."
         ),
     ] = None,
 ) -> Named:
-    identity = await identify(request)
-    return Named(identity.actor, errors.instance(request), idempotency_key)
+    caller = (await identify(request)).actor
+    return Named(idempotency_key, caller, _fingerprint(request.method, request.scope["path"], await request.body()))
 
 
 RequestName = Annotated[Named, Depends(_named)]

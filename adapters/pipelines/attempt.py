@@ -77,6 +77,12 @@ class Attempt:
         """The quoted name of a table in the customer's dataset; `{provider}` stands for the run's provider."""
         return identifiers.quoted_table(self.platform.project, self.dataset.dataset_id, self.table_id(name))
 
+    def dataset_view(self, name: str) -> str:
+        """The quoted name of one of BigQuery's own views on the customer's dataset."""
+        if name != "INFORMATION_SCHEMA.TABLES":
+            raise StepFailed("The statement reads a view that is not provided for.")
+        return f"`{identifiers.project(self.platform.project)}.{self.dataset.dataset_id}.{name}`"
+
     def table_id(self, name: str) -> str:
         """The table that a template means by `name`."""
         return identifiers.table(name.replace("{provider}", self.order.provider))
@@ -90,7 +96,7 @@ class Attempt:
 
     def render(self, file: str, *, reads_source: bool = False) -> str:
         """The SQL of a template's file with names filled in."""
-        names: dict[str, Any] = {"table": self.table, "stage": _quoted(self.stage)}
+        names: dict[str, Any] = {"table": self.table, "dataset_view": self.dataset_view, "stage": _quoted(self.stage)}
         if reads_source:
             names["sources"] = self.source()[1]
         return _JINJA.from_string((self.directory / file).read_text("utf-8")).render(names)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
-from google.cloud import bigquery
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.pipelines.attempt import Attempt, Bound
@@ -217,9 +216,9 @@ def _asked(step: DataQualityStep, attempt: Attempt) -> Iterator[Expectation]:
             )
 
 
-def _one_row(attempt: Attempt, sql: str, values: Mapping[str, Bound]) -> bigquery.table.Row:
+def _one_row(attempt: Attempt, sql: str, values: Mapping[str, Bound]) -> Mapping[str, Any]:
     job = attempt.jobs.query(attempt.platform, sql, attempt.bind(sql, values))
-    rows = list(job.result(retry=AGAIN, job_retry=None, timeout=CALL_SECONDS[1]))
+    rows = list(job.result(retry=AGAIN, job_retry=None, timeout=CALL_SECONDS))
     if len(rows) != 1:
         raise StepFailed("A data-quality statement did not give exactly one row.")
-    return rows[0]
+    return dict(rows[0].items())

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from adapters.pipelines.attempt import Attempt, Bound
 from adapters.pipelines.failures import StepFailed
-from adapters.pipelines.jobs import AGAIN, CALL_SECONDS
+from adapters.pipelines.jobs import AGAIN, CALL_SECONDS, ONCE
 from adapters.pipelines.step import Name, Outcome, SqlFile, Step
 
 _PAGE_ROWS = 5000
@@ -50,7 +50,7 @@ def run(step: ExtractLoadStep, attempt: Attempt) -> Outcome:
     client, _ = attempt.source()
     sql = attempt.render(step.sql, reads_source=True)
     job = attempt.jobs.query(client, sql, attempt.bind(sql), most_bytes=step.maximum_bytes_billed)
-    result = job.result(page_size=_PAGE_ROWS, retry=AGAIN, job_retry=None, timeout=CALL_SECONDS[1])
+    result = job.result(page_size=_PAGE_ROWS, retry=AGAIN, job_retry=ONCE, timeout=CALL_SECONDS)
     _make_stage(attempt, result.schema)
     totals = _Totals(step.totals)
     rows = files = 0
@@ -67,7 +67,7 @@ def run(step: ExtractLoadStep, attempt: Attempt) -> Outcome:
 
 def drop_stage(attempt: Attempt) -> None:
     """Remove the attempt's stage. Raises what BigQuery's client raises."""
-    attempt.platform.delete_table(attempt.stage, not_found_ok=True, retry=None, timeout=CALL_SECONDS)
+    attempt.platform.delete_table(attempt.stage, not_found_ok=True, retry=ONCE, timeout=CALL_SECONDS)
 
 
 def _make_stage(attempt: Attempt, schema: Sequence[bigquery.SchemaField]) -> None:
@@ -75,7 +75,7 @@ def _make_stage(attempt: Attempt, schema: Sequence[bigquery.SchemaField]) -> Non
     # The source's own modes and policy tags stay there.
     table = bigquery.Table(attempt.stage, schema=[bigquery.SchemaField(f.name, f.field_type) for f in schema])
     table.expires = attempt.now() + _STAGE_LIFE
-    attempt.platform.create_table(table, retry=None, timeout=CALL_SECONDS)
+    attempt.platform.create_table(table, retry=ONCE, timeout=CALL_SECONDS)
 
 
 def _pages(result: bigquery.table.RowIterator, attempt: Attempt, totals: "_Totals") -> Iterator[pa.RecordBatch]:

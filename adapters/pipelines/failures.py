@@ -69,21 +69,22 @@ def explain(error: BaseException) -> Failure:
     """The failure that an exception of a step stands for. Never raises, never repeats customers' data."""
     match error:
         case StepFailed():
-            return Failure(str(error), can_pass=error.can_pass)
+            failure = Failure(str(error), can_pass=error.can_pass)
         case Away():
-            return Failure("A service that the run needs did not answer.", can_pass=True)
+            failure = Failure("A service that the run needs did not answer.", can_pass=True)
         case google_errors.RetryError() | auth_errors.TransportError():
-            return Failure(_AWAY, can_pass=True)
+            failure = Failure(_AWAY, can_pass=True)
         case auth_errors.GoogleAuthError():
-            return Failure("Google refused the credential.", can_pass=bool(error.retryable))
+            failure = Failure("Google refused the credential.", can_pass=bool(error.retryable))
         case google_errors.GoogleAPICallError():
-            return _answered(error)
+            failure = _answered(error)
         case OSError(errno=errno.ENOSPC):
-            return Failure("The worker's disk is full.", can_pass=True)
+            failure = Failure("The worker's disk is full.", can_pass=True)
         case OSError():  # what `requests` raises for connections and time-outs, too
-            return Failure(_AWAY, can_pass=True)
+            failure = Failure(_AWAY, can_pass=True)
         case _:
-            return Failure(f"The step failed unexpectedly ({type(error).__name__}).", can_pass=False)
+            failure = Failure(f"The step failed unexpectedly ({type(error).__name__}).", can_pass=False)
+    return failure
 
 
 def _answered(error: google_errors.GoogleAPICallError) -> Failure:

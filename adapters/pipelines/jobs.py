@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from google.api_core.exceptions import GoogleAPICallError
+from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
 
@@ -15,13 +16,15 @@ from adapters.pipelines.failures import Stopped
 
 _log = logging.getLogger(__name__)
 
-CALL_SECONDS = (10.0, 30.0)
-"""To connect, and to answer: for calls that only ask."""
-_STATEMENT_SECONDS = (10.0, 120.0)
+CALL_SECONDS = 30.0
+"""For calls that only ask."""
+_STATEMENT_SECONDS = 120.0
 """For calls that start a job. BigQuery answers them at once; the emulator when the job is done."""
 _CANCEL_SECONDS = 5.0
 _POLL_SECONDS, _POLL_SECONDS_MOST = 0.05, 1.0
 
+ONCE = Retry(predicate=if_exception_type())
+"""For calls that change something: their step decides whether to try again."""
 AGAIN = bigquery.DEFAULT_RETRY.with_timeout(20.0)
 """For calls that only ask: a blip is not worth a new job."""
 
@@ -76,7 +79,7 @@ class Jobs:
         job: bigquery.QueryJob = self._run(
             client,
             lambda job_id: client.query(
-                sql, job_config=config, job_id=job_id, retry=None, job_retry=None, timeout=_STATEMENT_SECONDS
+                sql, job_config=config, job_id=job_id, retry=ONCE, job_retry=None, timeout=_STATEMENT_SECONDS
             ),
         )
         self.bytes_processed += job.total_bytes_processed or 0
@@ -141,7 +144,7 @@ def _cancel(running: _Running) -> None:
             running.job_id,
             project=running.project,
             location=running.location,
-            retry=None,
+            retry=ONCE,
             timeout=_CANCEL_SECONDS,
         )
     except (GoogleAPICallError, GoogleAuthError, OSError) as error:

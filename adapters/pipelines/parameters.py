@@ -50,14 +50,7 @@ class Parameter(BaseModel):
             case ParameterType.BOOL:
                 return _bool(value)
             case ParameterType.TABLE:
-                if not isinstance(value, str):
-                    raise ValueError("takes a table name")
-                try:
-                    return identifiers.table_pattern(value)
-                except ValueError:
-                    raise ValueError(
-                        "takes a table name of letters, digits, underscores and hyphens, or a prefix ending in *"
-                    ) from None
+                return _table(value)
 
     def _string(self, value: object) -> str:
         if not isinstance(value, str) or len(value) > self.max_length or "\x00" in value:
@@ -87,6 +80,15 @@ def _bool(value: object) -> bool:
     if value in ("true", "false"):
         return value == "true"
     raise ValueError("takes true or false")
+
+
+def _table(value: object) -> str:
+    try:
+        return identifiers.table_pattern(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(
+            "takes a table name of letters, digits, underscores and hyphens, or a prefix ending in *"
+        ) from None
 
 
 def check(declared: Mapping[str, Parameter], given: Mapping[str, Any]) -> Mapping[str, Any]:

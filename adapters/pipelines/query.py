@@ -92,7 +92,7 @@ def run(step: QueryStep, attempt: Attempt) -> Outcome:
     job = attempt.jobs.query(client, sql, attempt.bind(sql), dry_run=step.dry_run, most_bytes=step.maximum_bytes_billed)
     if step.dry_run:
         return Outcome(metadata={"dry_run": True, "bytes_processed": job.total_bytes_processed or 0})
-    result = job.result(retry=AGAIN, job_retry=None, timeout=CALL_SECONDS[1])
+    result = job.result(retry=AGAIN, job_retry=None, timeout=CALL_SECONDS)
     if step.capture:
         attempt.variables |= _captured(step, result)
     return Outcome(rows=int(result.total_rows or 0))
@@ -120,7 +120,7 @@ def _inserted(job: bigquery.QueryJob, destination: Destination, name: str, attem
     # The emulator counts what was deleted and inserted together.
     count = f"SELECT COUNT(*) FROM {name} WHERE {destination.kept}"  # noqa: S608 - checked names, bound values
     rows = attempt.jobs.query(attempt.platform, count, attempt.bind(count)).result(
-        retry=AGAIN, job_retry=None, timeout=CALL_SECONDS[1]
+        retry=AGAIN, job_retry=None, timeout=CALL_SECONDS
     )
     return int(next(iter(rows))[0])
 

@@ -93,7 +93,7 @@ class Sources:
             return bigquery.Client(
                 project=project,
                 credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
-                client_options=ClientOptions(api_endpoint=self._endpoint),  # type: ignore[no-untyped-call]
+                client_options=ClientOptions(api_endpoint=self._endpoint),
             )
         return bigquery.Client(project=project, credentials=_service_account(secret))
 
@@ -144,11 +144,12 @@ def _service_account(secret: Mapping[str, Any]) -> service_account.Credentials:
     if secret.get("type") != "service_account" or secret.get("token_uri", _TOKEN_URI) != _TOKEN_URI:
         raise StepFailed("The credential for the source project is not a Google service-account key.")
     try:
-        return service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
+        credentials: service_account.Credentials = service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
             {**secret, "token_uri": _TOKEN_URI}, scopes=_SCOPES
         )
     except ValueError:
         raise StepFailed("The credential for the source project cannot be read as a service-account key.") from None
+    return credentials
 
 
 def _described(client: bigquery.Client, place: bigquery.DatasetReference, name: str) -> SourceTable:

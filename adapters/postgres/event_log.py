@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
+from eventsourcing import persistence
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import Connection, Cursor
@@ -81,12 +82,18 @@ class Datastore(PostgresDatastore):
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Say the driver's errors in the application's words."""
+    """Say the driver's errors, and those that the library makes of them, in the application's words."""
     try:
         yield
     except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as e:
         raise Superseded(type(e).__name__) from e
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as e:
+    except (
+        psycopg.OperationalError,
+        psycopg.InterfaceError,
+        PoolTimeout,
+        persistence.OperationalError,
+        persistence.InterfaceError,
+    ) as e:
         raise Away("The database does not answer.") from e
 
 

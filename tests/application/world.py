@@ -1,5 +1,6 @@
 """The core on a PostgreSQL of its own, with a clock that the test moves: what tests of the use cases share."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -215,3 +216,11 @@ def race(callers: int, act: Callable[[int], Answer]) -> list[Answer | Refusal]:
 
     with ThreadPoolExecutor(callers) as threads:
         return list(threads.map(call, range(callers)))
+
+
+def until(true: Callable[[], Any], seconds: float = 20) -> None:
+    """Returns as soon as it is true; fails when it is not in time."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)

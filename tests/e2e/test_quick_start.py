@@ -141,7 +141,7 @@ def test_doctor_finds_a_running_server_well(serve, customer):
     assert [f for f in findings if f["result"] == "fail"] == []
 
 
-def test_another_worker_and_a_migration_find_the_running_server(serve):
+def test_other_commands_find_the_running_server(serve):
     assert serve.json("migrate") == {"applied": []}
 
 

@@ -112,7 +112,9 @@ class Customer:
     def url(self) -> str:
         return f"/api/v1/customers/{self.id}"
 
-    def run(self, template: str = "gcp/example/dryrun", prefer: str = "respond-async", **options: Any) -> httpx.Response:
+    def run(
+        self, template: str = "gcp/example/dryrun", prefer: str = "respond-async", **options: Any
+    ) -> httpx.Response:
         """Ask for a run."""
         headers = {"Prefer": prefer, **options.pop("headers", {})}
         body = options.pop("json", {"date": "2025-11-17", "trigger_by": "manual"})
@@ -184,12 +186,14 @@ class Running:
 
 
 @contextmanager
-def running(dsn: str, directory: Path, *, engine: Quick | None = None, **settings: Any) -> Iterator[Running]:
+def running(
+    dsn: str, directory: Path, *, engine: Quick | None = None, registry: Any = None, **settings: Any
+) -> Iterator[Running]:
     """A server that has stopped, and a service that is closed, when the block ends."""
     chosen = {"data_dir": directory, "bigquery_emulator_host": NOWHERE, "worker_id": "tests", **settings}
     service = build(Settings(**chosen), dsn, engine=engine)
     if engine is not None:
-        service = replace(service, registry=templates(directory / "templates"))
+        service = replace(service, registry=registry or templates(directory / "templates"))
     try:
         with Running(service, Clock(), engine) as server:
             yield server

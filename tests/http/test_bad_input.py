@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.http.running import application
+from tests.http.running import Quick, application, database, running
 
 JSON = {"Content-Type": "application/json"}
 SECRET = "hunter2-canary"
@@ -17,7 +17,7 @@ def is_problem(answer, status):
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     body = answer.json()
-    assert list(body)[0] == "detail"
+    assert next(iter(body)) == "detail"
     assert isinstance(body["detail"], str)
     assert body["status"] == body["status_code"] == status
     assert body["type"].startswith("urn:convergence:problem:")
@@ -106,7 +106,11 @@ def test_onboarding_that_is_wrong(anyone, change, field):
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("credentials", {"provider": "GCP", "credential_type": "KEY", "credential_name": "n", "credentials": {}}, "cred"),
+        (
+            "credentials",
+            {"provider": "GCP", "credential_type": "KEY", "credential_name": "n", "credentials": {}},
+            "cred",
+        ),
         (
             "credentials",
             {
@@ -123,7 +127,12 @@ def test_onboarding_that_is_wrong(anyone, change, field):
                 "provider": "GCP",
                 "credential_type": "SERVICE_ACCOUNT",
                 "credential_name": "n",
-                "credentials": {"type": "service_account", "private_key": SECRET, "project_id": "p", "client_email": "e"}
+                "credentials": {
+                    "type": "service_account",
+                    "private_key": SECRET,
+                    "project_id": "p",
+                    "client_email": "e",
+                }
                 | {"token_uri": f"https://{SECRET}.example/token"},
             },
             "token_uri",
@@ -265,20 +274,19 @@ def test_raw_requests(api, head):
     assert answer.startswith(b"HTTP/1.1 4"), answer
 
 
-def test_nothing_is_leaked_by_a_fault(api, acme, caplog):
-    """A registry that fails as no test foresees: 500, a request id, and the reason in the log alone."""
+class Broken:
+    """A registry that fails as nobody foresaw."""
 
-    class Broken:
-        def find(self, *_):
-            raise RuntimeError(SECRET)
+    def find(self, *_):
+        raise RuntimeError(SECRET)
 
-    service = api.app.state.api.service
-    whole = service.registry
-    object.__setattr__(service, "registry", Broken())
-    try:
-        answer = acme.run(headers={"X-Request-ID": "find-me"})
-    finally:
-        object.__setattr__(service, "registry", whole)
+
+def test_nothing_is_leaked_by_a_fault(postgres_server, migrated_template, tmp_path, caplog):
+    with (
+        database(postgres_server.dsn, migrated_template) as dsn,
+        running(dsn, tmp_path, engine=Quick(), registry=Broken()) as api,
+    ):
+        answer = api.onboard().run(headers={"X-Request-ID": "find-me"})
     assert "find-me" in is_problem(answer, 500)["detail"]
     assert SECRET in caplog.text
     assert "find-me" in caplog.text

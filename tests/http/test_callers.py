@@ -91,8 +91,9 @@ def test_every_route_has_a_caller(anyone):
     assert routes == set().union(*CALLERS.values())
 
 
-@pytest.mark.parametrize(("method", "path"), operations("customer"))
-def test_a_customers_route(api, acme, anyone, admin, method, path):
+@pytest.mark.parametrize("operation", operations("customer"), ids=" ".join)
+def test_a_customers_route(api, acme, anyone, admin, operation):
+    method, path = operation
     other = api.onboard()
     assert call(anyone, method, address(path, acme.id)).status_code == 401
     own = call(acme, method, address(path, acme.id))
@@ -106,8 +107,9 @@ def test_a_customers_route(api, acme, anyone, admin, method, path):
     assert {answer.status_code for answer in missing} == {404}
 
 
-@pytest.mark.parametrize(("method", "path"), operations("known"))
-def test_a_route_for_any_key(api, acme, anyone, admin, method, path):
+@pytest.mark.parametrize("operation", operations("known"), ids=" ".join)
+def test_a_route_for_any_key(api, acme, anyone, admin, operation):
+    method, path = operation
     run_id = api.onboard().run().json()["run_id"]
     assert call(anyone, method, address(path, acme.id)).status_code == 401
     if "{run_id}" not in path:

@@ -26,8 +26,8 @@ def scheduler_status(datastore: Datastore) -> dict[str, Any]:
             "   AND next_run_time IS NOT NULL) AS next_slot,"
             " count(*) FILTER (WHERE state = 'PENDING') AS pending,"
             " count(*) FILTER (WHERE state = 'RUNNING') AS running,"
-            " extract(epoch FROM clock_timestamp() - min(coalesce(not_before, scheduled_time)) FILTER (WHERE state = 'PENDING'))::float8"
-            "   AS oldest_pending_age_seconds"
+            " extract(epoch FROM clock_timestamp() - min(coalesce(not_before, scheduled_time))"
+            "   FILTER (WHERE state = 'PENDING'))::float8 AS oldest_pending_age_seconds"
             " FROM pipeline_execution_queue WHERE deleted_at IS NULL",
             prepare=True,
         ).fetchone()

@@ -1,0 +1,375 @@
+"""From waiting runs to outcomes: one claimant each, no limit exceeded, no place lost, and late workers refused."""
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from adapters.postgres import leases
+from application import customers
+from application.execution import LEASE_SECONDS
+from application.platform import Superseded
+from application.ports import Expectation, RunReport, StepReport
+from domain.subscription import SlotReleased, SlotTaken
+from tests.application.test_customers import Tables
+from tests.application.world import Answer, World, race, until
+
+FAILED = RunReport(succeeded=False, error="Table not found.")
+CAN_PASS = RunReport(succeeded=False, error="BigQuery answered 503.", can_pass=True)
+
+
+def expire(world: World) -> None:
+    """Let all leases run out."""
+    world.execute("UPDATE run_leases SET expires_at = clock_timestamp() - interval '1 millisecond'")
+
+
+def never_above(world: World, limit: int) -> bool:
+    return all(e.usage.running <= limit for e in world.events() if isinstance(e, SlotTaken | SlotReleased))
+
+
+class TestClaiming:
+    def test_leaves_a_running_run_a_place_taken_and_a_lease(self, acme):
+        run_id = acme.request(parameters={"days": 3})
+        [order] = acme.claim("w1")
+        assert (order.run_id, order.attempt, order.parameters) == (run_id, 1, {"days": 3})
+        run, queued = acme.run(run_id), acme.row("pipeline_execution_queue")
+        assert (run["state"], run["worker_id"], run["attempt"]) == ("RUNNING", "w1", 1)
+        assert queued["lease_expires_at"] - run["actual_start_time"] == timedelta(seconds=LEASE_SECONDS)
+        assert acme.usage() == (1, 1, 1)
+        assert acme.scalar("SELECT worker_id FROM run_leases WHERE run_id = %s", run_id) == "w1"
+
+    def test_one_named_run(self, acme):
+        acme.request()
+        wanted = acme.request()
+        assert [o.run_id for o in acme.claim(run_id=wanted)] == [wanted]
+        assert acme.claim(run_id=wanted) == []
+
+    def test_in_the_order_of_priority_and_age(self, acme):
+        acme.limits(max_concurrent_pipelines=50)
+        acme.pipeline(cron="0 * * * *")
+        acme.wait(hours=1)
+        acme.trigger()
+        manual = acme.request()
+        acme.wait(seconds=1)
+        later = acme.request()
+        assert [o.trigger_type for o in acme.claim()] == ["manual", "manual", "scheduled"]
+        assert [acme.run(r)["state"] for r in (manual, later)] == ["RUNNING", "RUNNING"]
+
+    def test_as_many_as_there_are_places(self, acme):
+        for _ in range(8):
+            acme.request()
+        orders = acme.claim()
+        assert len(orders) == 5
+        assert acme.claim() == []
+        acme.report(orders[:2])
+        assert len(acme.claim()) == 2
+
+    def test_does_not_ask_what_time_the_callers_think_it_is(self, acme):
+        """A run that a fast clock asked for is not held back until the other clocks come that far."""
+        acme.wait(minutes=10)
+        acme.request()
+        acme.wait(minutes=-20)
+        assert len(acme.claim()) == 1
+
+    def test_a_customer_without_places_holds_nobody_up(self, acme):
+        for _ in range(20):
+            acme.request()
+        acme.limits(max_concurrent_pipelines=0)
+        acme.onboard("other")
+        theirs = acme.request("other")
+        assert [o.run_id for o in acme.claim(limit=1)] == [theirs]
+
+    def test_a_long_queue_of_one_customer_leaves_the_others_theirs(self, acme):
+        acme.limits(max_pipelines_per_day=1000)
+        for _ in range(40):
+            acme.request()
+        acme.onboard("other")
+        theirs = acme.request("other")
+        claimed = [o.run_id for _ in range(3) for o in acme.claim(limit=10)]
+        assert theirs in claimed
+
+    def test_the_check_of_a_new_customer_takes_no_place(self, acme):
+        acme.limits(max_concurrent_pipelines=1)
+        customers.provision(customers.Provision(**acme.stamp(), customer_id="acme"), acme.platform, Tables())
+        acme.request()
+        orders = acme.claim()
+        assert sorted(o.trigger_type for o in orders) == ["manual", "onboarding"]
+        assert acme.usage() == (1, 1, 1)
+        acme.report(orders)
+        assert acme.usage() == (1, 1, 0)
+        assert acme.row("customer_usage")["pipelines_succeeded_today"] == 1
+
+    def test_nor_is_it_in_the_way_of_one(self, acme):
+        acme.limits(max_concurrent_pipelines=1)
+        customers.provision(customers.Provision(**acme.stamp(), customer_id="acme"), acme.platform, Tables())
+        assert len(acme.claim()) == 1
+        acme.request()
+        assert len(acme.claim()) == 1
+
+    def test_runs_of_a_suspended_customer_are_skipped_and_give_their_units_back(self, acme):
+        for _ in range(12):
+            acme.request()
+        acme.onboard("other")
+        acme.suspend()
+        theirs = acme.request("other")
+        assert [o.run_id for o in acme.claim(limit=2)] == [theirs]
+        assert acme.claim() == []
+        assert acme.states(customer_id="acme") == {"SKIPPED": 12}
+        assert {r["error_message"] for r in acme.rows("scheduled_pipeline_runs", customer_id="acme")} == {
+            "The customer's account is suspended."
+        }
+        assert acme.usage() == (0, 0, 0)
+        assert acme.scalar("SELECT count(*) FROM run_leases") == 1
+
+
+def work_off(world: World, runs: int, workers: int) -> Counter[str]:
+    """Claim and finish with so many workers until all is done; how often each run was claimed."""
+    claimed: Counter[str] = Counter()
+
+    def work(number: int) -> None:
+        name = f"w{number}"
+        while world.scalar("SELECT count(*) FROM pipeline_execution_queue WHERE deleted_at IS NULL"):
+            orders = world.claim(name, limit=4)
+            claimed.update(o.run_id for o in orders)
+            assert world.report(orders, name) == []
+
+    race(workers, work)
+    return claimed
+
+
+def test_sixteen_workers_get_each_run_once_and_no_limit_is_exceeded(database_url, tmp_path):
+    with World(database_url, tmp_path / "key", size=16) as world:
+        for customer_id in ("one", "two", "three"):
+            world.onboard(customer_id, max_customers := "SCALE")
+            world.limits(customer_id, max_concurrent_pipelines=3)
+            for _ in range(60):
+                world.request(customer_id)
+        assert max_customers
+        claimed = work_off(world, 180, 16)
+        assert len(claimed) == 180
+        assert set(claimed.values()) == {1}
+        assert never_above(world, 3)
+        assert world.states() == {"COMPLETED": 180}
+        for customer_id in ("one", "two", "three"):
+            assert world.usage(customer_id) == (60, 60, 0)
+
+
+def test_the_race_is_one_that_counting_first_loses(acme):
+    """The control: count what runs, then start. All count before the first one starts."""
+    for _ in range(8):
+        acme.request()
+    with acme.store.transaction() as one, acme.store.transaction() as two:
+        seen = [len(session.running_runs("acme")) for session in (one, two)]
+        for session in (one, two):
+            session._cursor.execute(
+                "UPDATE pipeline_execution_queue SET state = 'RUNNING' WHERE run_id IN (SELECT run_id FROM"
+                " pipeline_execution_queue WHERE state = 'PENDING' LIMIT %s FOR UPDATE SKIP LOCKED)",
+                (5 - seen[0],),
+            )
+    assert acme.scalar("SELECT count(*) FROM pipeline_execution_queue WHERE state = 'RUNNING'") > 5
+
+
+class TestReporting:
+    def test_success(self, acme):
+        run_id = acme.request()
+        acme.report(acme.claim(), report=RunReport(succeeded=True, rows=42))
+        run = acme.run(run_id)
+        assert (run["state"], run["rows_processed"], run["error_message"]) == ("COMPLETED", 42, None)
+        usage = acme.row("customer_usage")
+        assert (usage["pipelines_succeeded_today"], usage["concurrent_pipelines_running"]) == (1, 0)
+        assert acme.scalar("SELECT count(*) FROM run_leases") == 0
+
+    def test_failure_keeps_the_unit(self, acme):
+        run_id = acme.request()
+        acme.report(acme.claim(), report=FAILED)
+        assert (acme.run(run_id)["state"], acme.run(run_id)["error_message"]) == ("FAILED", "Table not found.")
+        assert acme.row("customer_usage")["pipelines_failed_today"] == 1
+        assert acme.usage() == (1, 1, 0)
+
+    def test_steps_on_the_way_and_at_the_end_are_recorded_once(self, acme):
+        acme.request()
+        orders = acme.claim()
+        step = StepReport(
+            index=0,
+            name="check",
+            type="data_quality",
+            status="COMPLETED",
+            started_at=acme.at,
+            ended_at=acme.at,
+            expectations=(Expectation("not null", passed=False, severity="warn", observed="3 nulls"),),
+        )
+        assert acme.report(orders, steps=(step,)) == []
+        assert acme.row("scheduled_pipeline_runs")["state"] == "RUNNING"
+        acme.report(orders, steps=(step,), report=RunReport(succeeded=True))
+        assert acme.kinds().count("StepFinished") == 1
+
+    def test_an_error_that_can_pass_waits_for_its_time(self, acme):
+        acme.request()
+        acme.report(acme.claim(), report=CAN_PASS, retry_after=timedelta(hours=1))
+        queued = acme.row("pipeline_execution_queue")
+        assert queued["state"] == "PENDING"
+        assert queued["not_before"] - acme.scalar("SELECT clock_timestamp()") > timedelta(minutes=59)
+        assert acme.claim() == []
+
+    def test_a_row_that_somebody_edited_cannot_stop_the_queue(self, acme):
+        acme.request()
+        acme.report(acme.claim(), report=CAN_PASS, retry_after=timedelta(hours=1))
+        acme.execute("UPDATE pipeline_execution_queue SET not_before = NULL, priority = 1")
+        other = acme.request()
+        assert [o.run_id for o in acme.claim(limit=1)] == [other]
+
+    def test_an_error_that_can_pass_gives_its_place_back_and_is_tried_three_times(self, acme):
+        run_id = acme.request()
+        for attempt in (1, 2, 3):
+            [order] = acme.claim()
+            assert order.attempt == attempt
+            acme.report([order], report=CAN_PASS, retry_after=timedelta(0))
+            assert acme.usage() == (1, 1, 0)
+        assert acme.run(run_id)["state"] == "FAILED"
+        assert acme.claim() == []
+
+    def test_waiting_is_by_the_databases_clock(self, acme):
+        """The worker's own clock is a day ahead here."""
+        acme.request()
+        acme.report(acme.claim(), report=CAN_PASS, retry_after=timedelta(seconds=0))
+        assert len(acme.claim()) == 1
+
+    def test_handed_back_runs_are_ready_at_once_for_another_worker(self, acme):
+        run_id = acme.request()
+        acme.report(acme.claim("w1"), "w1", handed_back="The worker shut down.")
+        assert acme.run(run_id)["state"] == "PENDING"
+        assert acme.usage() == (1, 1, 0)
+        [order] = acme.claim("w2")
+        assert order.attempt == 2
+
+    def test_twice_is_refused_the_second_time_and_frees_one_place(self, acme):
+        acme.request()
+        acme.request()
+        first, _second = acme.claim()
+        assert acme.report([first]) == []
+        assert acme.report([first]) == [first.run_id]
+        assert acme.usage() == (2, 2, 1)
+
+    def test_one_refused_outcome_does_not_hold_the_others_up(self, acme):
+        for _ in range(3):
+            acme.request()
+        orders = acme.claim()
+        acme.report(orders[1:2])
+        assert acme.report(orders) == [orders[1].run_id]
+        assert acme.states() == {"COMPLETED": 3}
+        assert acme.row("customer_usage")["pipelines_succeeded_today"] == 3
+
+    def test_nobody_else_can_report_a_run(self, acme):
+        acme.request()
+        orders = acme.claim("w1")
+        assert acme.report(orders, "w2") == [orders[0].run_id]
+        assert acme.run(orders[0].run_id)["state"] == "RUNNING"
+
+
+class TestTakingOver:
+    def test_leaves_leases_alone_that_run(self, acme):
+        acme.request()
+        acme.claim()
+        acme.wait(days=365)
+        assert acme.take_over() == []
+
+    def test_brings_the_run_back_and_refuses_the_worker_that_wakes_up(self, acme):
+        run_id = acme.request()
+        late = acme.claim("w1")
+        expire(acme)
+        assert acme.take_over() == [run_id]
+        assert acme.usage() == (1, 1, 0)
+        assert acme.run(run_id)["state"] == "PENDING"
+        assert acme.report(late, "w1") == [run_id]
+        [order] = acme.claim("w2")
+        assert order.attempt == 2
+        assert acme.report(late, "w1") == [run_id]
+        assert acme.run(run_id)["state"] == "RUNNING"
+        assert acme.report([order], "w2") == []
+        assert acme.row("customer_usage")["pipelines_succeeded_today"] == 1
+
+    def test_fails_a_run_whose_workers_die_every_time(self, acme):
+        run_id = acme.request()
+        for _ in range(3):
+            assert len(acme.claim()) == 1
+            expire(acme)
+            acme.take_over()
+        run = acme.run(run_id)
+        assert (run["state"], run["error_message"]) == ("FAILED", "Worker w1 stopped answering during attempt 3.")
+        assert acme.row("customer_usage")["pipelines_failed_today"] == 1
+        assert acme.usage() == (1, 1, 0)
+
+    def test_a_cancelled_one_ends_there(self, acme):
+        run_id = acme.request()
+        acme.claim()
+        acme.cancel(run_id)
+        expire(acme)
+        acme.take_over()
+        assert acme.run(run_id)["state"] == "CANCELLED"
+
+    def test_by_many_at_once_frees_each_place_once(self, acme):
+        for _ in range(5):
+            acme.request()
+        acme.claim()
+        expire(acme)
+        answers = race(8, lambda _: acme.take_over())
+        assert sorted(run_id for answer in answers for run_id in answer) == sorted(
+            r["run_id"] for r in acme.rows("scheduled_pipeline_runs")
+        )
+        assert acme.usage() == (5, 5, 0)
+
+    def test_never_takes_a_lease_that_is_being_renewed(self, acme):
+        acme.request()
+        acme.claim("w1")
+        expire(acme)
+        assert len(leases.renew(acme.datastore, "w1", 60)) == 1
+        assert acme.take_over() == []
+
+
+class TestHeartbeats:
+    def test_say_what_is_held_and_what_must_stop(self, acme):
+        first, second = acme.request(), acme.request()
+        acme.claim("w1")
+        acme.cancel(first)
+        held = {lease.run_id: lease for lease in leases.renew(acme.datastore, "w1", 60)}
+        assert {run_id: lease.stop_asked for run_id, lease in held.items()} == {first: True, second: False}
+        assert leases.renew(acme.datastore, "w2", 60) == []
+
+    def test_a_new_claim_is_not_asked_to_stop(self, acme):
+        run_id = acme.request()
+        acme.claim("w1")
+        acme.execute("UPDATE run_leases SET stop_asked = true")
+        expire(acme)
+        acme.take_over()
+        acme.claim("w1")
+        assert [(lease.run_id, lease.stop_asked) for lease in leases.renew(acme.datastore, "w1", 60)] == [
+            (run_id, False)
+        ]
+
+    def test_meet_outcomes_without_a_deadlock(self, acme):
+        """Both touch all leases of one worker; whoever comes second waits with nothing in hand."""
+        assert len(beat_amid_a_report(acme, lambda: leases.renew(acme.datastore, "w1", 60))) == 2
+
+    def test_would_meet_in_one_if_they_locked_in_the_order_of_the_table(self, acme):
+        unordered = "UPDATE run_leases SET expires_at = clock_timestamp() WHERE worker_id = 'w1'"
+        with pytest.raises(Superseded, match="DeadlockDetected"):
+            beat_amid_a_report(acme, lambda: acme.execute(unordered))
+
+
+def beat_amid_a_report(world: World, beat: Callable[[], Answer]) -> Answer:
+    """What a heartbeat says that comes while the outcomes of two runs are being recorded."""
+    low, high = str(UUID(int=1)), str(UUID(int=2**128 - 1))
+    for run_id in (high, low):
+        world.request(run_id=run_id)
+        world.wait(seconds=1)
+    assert [o.run_id for o in world.claim("w1")] == [high, low]
+    with ThreadPoolExecutor(1) as threads:
+        with world.store.transaction() as session:
+            session.lock_runs([low])
+            beating = threads.submit(beat)
+            until(lambda: world.scalar("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+            session.lock_runs([high])
+        return beating.result()
