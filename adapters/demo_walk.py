@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 import httpx
@@ -55,6 +56,7 @@ class Walk:
         self._today = datetime.now(UTC).date()
         self._dates = [self._today - timedelta(days=back) for back in range(1, days + 1)]
         self._runs: list[dict[str, Any]] = []
+        self._loaded = billing_data.Loaded(0, {})
 
     def walk(self) -> None:
         """Take step after step; the first one that goes wrong is the last."""
@@ -147,7 +149,7 @@ class Walk:
         table = f"{self._target.project}.{self._source}.{_TABLE}"
         with plain_errors():
             ensure_dataset(self._bigquery, self._source, self._target.location)
-            rows = billing_data.load(
+            self._loaded = billing_data.load(
                 self._bigquery,
                 table,
                 first_day=self._today - timedelta(days=_MONTH),
@@ -156,7 +158,7 @@ class Walk:
                 rows_per_day=_ROWS_PER_DAY,
                 progress=lambda done, total: self._progress.update(task, completed=done, total=total),
             )
-        return f"{rows} rows in {table}"
+        return f"{self._loaded.rows} rows in {table}"
 
     def _schedule(self, _: TaskID) -> str:
         body = {
@@ -244,9 +246,16 @@ class Walk:
         _patiently(look)
         self._story.tables["Usage"] = self._rows(usage)
         self._story.tables["Cost per service"] = self._rows(costs)
-        charges = self._rows(f"SELECT COUNT(*) FROM `{dataset}.gcp_silver_cost`")[1][0][0]  # noqa: S608
-        _expect(charges, "gcp_silver_cost is empty")
-        return f"{len(self._runs)} runs, {charges} charges in gcp_silver_cost"
+        self._compare(f"{dataset}.gcp_silver_cost")
+        return f"{len(self._runs)} runs, and every day's cost is the export's to the last digit"
+
+    def _compare(self, table: str) -> None:
+        """The silver table's cost of each day that was run, with what was exported for it."""
+        sums = f"SELECT usage_date, COUNT(*), CAST(SUM(BilledCost) AS STRING) FROM `{table}` GROUP BY usage_date"  # noqa: S608
+        silver = {usage_date: (rows, Decimal(billed)) for usage_date, rows, billed in self._rows(sums)[1]}
+        for day in self._dates:
+            exported = self._loaded.days[day]
+            _expect(silver.get(day) == (exported.rows, exported.billed), f"{table} and the export differ on {day}")
 
     def _rows(self, sql: str) -> tuple[list[str], list[list[Any]]]:
         with plain_errors():

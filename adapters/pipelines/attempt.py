@@ -71,17 +71,13 @@ class Attempt:
     @property
     def dataset(self) -> bigquery.DatasetReference:
         """The customer's dataset in the platform's project."""
-        return bigquery.DatasetReference(self.platform.project, identifiers.dataset(self.order.customer_id))
+        return bigquery.DatasetReference(
+            identifiers.project(self.platform.project), identifiers.dataset(self.order.customer_id)
+        )
 
     def table(self, name: str) -> str:
         """The quoted name of a table in the customer's dataset; `{provider}` stands for the run's provider."""
         return identifiers.quoted_table(self.platform.project, self.dataset.dataset_id, self.table_id(name))
-
-    def dataset_view(self, name: str) -> str:
-        """The quoted name of one of BigQuery's own views on the customer's dataset."""
-        if name != "INFORMATION_SCHEMA.TABLES":
-            raise StepFailed("The statement reads a view that is not provided for.")
-        return f"`{identifiers.project(self.platform.project)}.{self.dataset.dataset_id}.{name}`"
 
     def table_id(self, name: str) -> str:
         """The table that a template means by `name`."""
@@ -96,7 +92,11 @@ class Attempt:
 
     def render(self, file: str, *, reads_source: bool = False) -> str:
         """The SQL of a template's file with names filled in."""
-        names: dict[str, Any] = {"table": self.table, "dataset_view": self.dataset_view, "stage": _quoted(self.stage)}
+        names: dict[str, Any] = {
+            "table": self.table,
+            "tables_view": f"`{self.dataset.project}.{self.dataset.dataset_id}.INFORMATION_SCHEMA.TABLES`",
+            "stage": identifiers.quoted_table(self.stage.project, self.stage.dataset_id, self.stage.table_id),
+        }
         if reads_source:
             names["sources"] = self.source()[1]
         return _JINJA.from_string((self.directory / file).read_text("utf-8")).render(names)
@@ -125,7 +125,3 @@ def first_variables(order: RunOrder, declared: Mapping[str, Parameter], values: 
             value = date.fromisoformat(values[name]) if parameter.type is ParameterType.DATE else values[name]
             variables[name] = Bound(_SQL_TYPE[parameter.type], value)
     return variables
-
-
-def _quoted(table: bigquery.TableReference) -> str:
-    return identifiers.quoted_table(table.project, table.dataset_id, table.table_id)

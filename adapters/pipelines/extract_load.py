@@ -50,7 +50,7 @@ def run(step: ExtractLoadStep, attempt: Attempt) -> Outcome:
     client, _ = attempt.source()
     sql = attempt.render(step.sql, reads_source=True)
     job = attempt.jobs.query(client, sql, attempt.bind(sql), most_bytes=step.maximum_bytes_billed)
-    result = job.result(page_size=_PAGE_ROWS, retry=AGAIN, job_retry=ONCE, timeout=CALL_SECONDS)
+    result = job.result(page_size=_PAGE_ROWS, retry=AGAIN, job_retry=None, timeout=CALL_SECONDS)
     _make_stage(attempt, result.schema)
     totals = _Totals(step.totals)
     rows = files = 0

@@ -174,7 +174,9 @@ def test_6_quota(api):
     first, second = (client.post(path, json={"date": "2025-11-17", "trigger_by": "manual"}) for _ in range(2))
     assert first.status_code == 200, first.text
     assert first.json()["state"] == "COMPLETED"
-    assert [step["status"] for step in first.json()["steps"]] == ["COMPLETED"] * len(first.json()["steps"])
+    steps = {step["step_type"]: step["status"] for step in first.json()["steps"]}
+    assert steps["bigquery_query"] == steps["data_quality"] == "COMPLETED"
+    assert first.json()["dq_results"][0]["overall_status"] == "PASS"
     assert second.status_code == 429
     assert second.json()["detail"] == "Daily pipeline quota exceeded. Used 1/1 pipelines today."
     usage = client.get("/api/v1/customers/quota_customer/usage").json()

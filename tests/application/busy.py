@@ -1,0 +1,252 @@
+"""A busy history: everything that customers, operators, schedulers and workers do, in an order that a seed decides."""
+
+import random
+from collections.abc import Callable
+from datetime import timedelta
+
+from application import api_keys, credentials, customers, pipelines, provider_configs, subscriptions, team
+from application.ports import Expectation, RunOrder, RunReport, StepReport
+from domain.plans import Plan
+from domain.refusals import Refusal
+from tests.application.world import World
+
+CUSTOMERS = ("alpha", "beta", "gamma")
+
+
+class Tables:
+    """A warehouse in which every customer's tables are there."""
+
+    def ensure_customer(self, customer_id: str) -> list[str]:
+        return ["x_meta_pipeline_runs", "x_meta_step_logs", "x_meta_dq_results"]
+
+
+class Busy:
+    """Does one thing after another; what is refused is refused."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self.chance = random.Random(seed)  # noqa: S311 - no secret
+        self.held: list[tuple[str, RunOrder]] = []
+        self.deeds: list[Callable[[str], object]] = [
+            *[self.request] * 6,
+            *[self.claim] * 6,
+            *[self.report] * 9,
+            *[self.trigger] * 3,
+            *[self.wait] * 3,
+            self.cancel,
+            self.retry,
+            self.pipeline,
+            self.change,
+            self.take_over,
+            self.suspend,
+            self.reactivate,
+            self.plan,
+            self.limits,
+            self.reset,
+            self.recount,
+            self.key,
+            self.credential,
+            self.provider,
+            self.member,
+            self.contact,
+            self.provision,
+            self.remove,
+        ]
+
+    def begin(self) -> "Busy":
+        for customer_id in CUSTOMERS:
+            self.world.onboard(customer_id, self.chance.choice(list(Plan)), company_name=f"{customer_id} “GmbH” \\ ü")
+            self.world.pipeline(customer_id, "*/30 * * * *", timezone="Asia/Kathmandu", overlap="skip")
+            self.world.pipeline(customer_id, "5 4 * * *", timezone="America/New_York", catch_up="all")
+        return self
+
+    def step(self) -> None:
+        """One deed, whatever comes of it."""
+        deed = self.chance.choice(self.deeds)
+        try:
+            deed(self.chance.choice(CUSTOMERS))
+        except Refusal:
+            return
+
+    def _some(self, table: str, column: str, customer_id: str) -> str:
+        found = sorted(row[column] for row in self.world.rows(table, customer_id=customer_id))
+        return self.chance.choice(found) if found else "none"
+
+    def request(self, customer_id: str) -> None:
+        self.world.request(
+            customer_id, parameters={"days": self.chance.choice([1, 2.5, 'ü\\"', None, [1, {"x": 1e300}]])}
+        )
+
+    def claim(self, _: str) -> None:
+        worker = self.chance.choice(["w1", "w2"])
+        self.held += [(worker, order) for order in self.world.claim(worker, limit=self.chance.randint(1, 4))]
+
+    def report(self, _: str) -> None:
+        """Also of runs that were taken over since."""
+        self.chance.shuffle(self.held)
+        for _ in range(min(len(self.held), 2)):
+            worker, order = self.held.pop()
+            step = StepReport(
+                index=self.chance.randint(0, 2),
+                name="check",
+                type="data_quality",
+                status="COMPLETED",
+                started_at=self.world.at,
+                ended_at=self.world.at + timedelta(seconds=1.5),
+                rows=3,
+                target_table="t",
+                expectations=(
+                    Expectation("rows", passed=self.chance.random() < 0.5, severity="warn", observed="0 rows"),
+                ),
+                metadata={"bytes": 10**12},
+            )
+            outcome = self.chance.choice(
+                [
+                    {"report": RunReport(succeeded=True, rows=5)},
+                    {"report": RunReport(succeeded=True, rows=0), "steps": (step, step)},
+                    {"report": RunReport(succeeded=False, error="bad SQL")},
+                    {"report": RunReport(succeeded=False, error="503"), "retry_after": timedelta(0)},
+                    {"handed_back": "shutdown"},
+                    {"cancelled": True},
+                    {"steps": (step,)},
+                ]
+            )
+            self.world.report([order], worker, **outcome)
+
+    def trigger(self, _: str) -> None:
+        self.world.trigger(batch=self.chance.choice([1, 2, 500]))
+
+    def wait(self, _: str) -> None:
+        self.world.wait(seconds=self.chance.choice([0.000001, 30, 3600, 3 * 3600, 20 * 3600, -60]))
+
+    def cancel(self, customer_id: str) -> None:
+        self.world.cancel(self._some("scheduled_pipeline_runs", "run_id", customer_id), customer_id)
+
+    def retry(self, customer_id: str) -> None:
+        self.world.retry(self._some("scheduled_pipeline_runs", "run_id", customer_id), customer_id)
+
+    def pipeline(self, customer_id: str) -> None:
+        self.world.pipeline(
+            customer_id, self.chance.choice(["0 * * * *", "@daily"]), catch_up="none", parameters={"days": 2}
+        )
+
+    def change(self, customer_id: str) -> None:
+        config_id = self._some("customer_pipeline_configs", "config_id", customer_id)
+        changes = [
+            {"is_active": False},
+            {"is_active": True},
+            {"schedule_cron": "*/20 * * * *"},
+            {"timezone": "Asia/Tokyo"},
+        ]
+        self.world.change(config_id, customer_id, **self.chance.choice(changes))
+
+    def take_over(self, _: str) -> None:
+        self.world.execute(
+            "UPDATE run_leases SET expires_at = clock_timestamp() - interval '1 ms' WHERE random() < 0.5"
+        )
+        self.world.take_over()
+
+    def suspend(self, customer_id: str) -> None:
+        self.world.suspend(customer_id)
+
+    def reactivate(self, _: str) -> None:
+        for customer_id in CUSTOMERS:
+            self.world.reactivate(customer_id)
+
+    def plan(self, customer_id: str) -> None:
+        plan = self.chance.choice(list(Plan))
+        command = subscriptions.ChangePlan(**self.world.stamp(), customer_id=customer_id, plan=plan, reason="why not")
+        subscriptions.change_plan(command, self.world.platform)
+
+    def limits(self, customer_id: str) -> None:
+        self.world.limits(customer_id, max_pipelines_per_day=self.chance.choice([None, 0, 3, 500]))
+
+    def reset(self, customer_id: str) -> None:
+        command = subscriptions.ResetUsage(**self.world.stamp(), customer_id=customer_id, reason="r", monthly=True)
+        subscriptions.reset_usage(command, self.world.platform)
+
+    def recount(self, customer_id: str) -> None:
+        command = subscriptions.RecountUsage(**self.world.stamp(), customer_id=customer_id, reason="r")
+        subscriptions.recount_usage(command, self.world.platform)
+
+    def key(self, customer_id: str) -> None:
+        self.world.onboard(customer_id, known_as="admin", plan=self.chance.choice(list(Plan)))
+        command = api_keys.RevokeApiKey(
+            **self.world.stamp(),
+            customer_id=customer_id,
+            api_key_id=self._some("customer_api_keys", "api_key_id", customer_id),
+        )
+        api_keys.revoke_api_key(command, self.world.platform)
+
+    def credential(self, customer_id: str) -> None:
+        command = credentials.AddCredential(
+            **self.world.stamp(),
+            customer_id=customer_id,
+            provider=self.chance.choice(list(credentials.Provider)),
+            credential_type="KEY",
+            credential_name="reader",
+            credentials={"type": "service_account", "secret": "s"},
+        )
+        credentials.add_credential(command, self.world.platform, self.world.vault)
+
+    def provider(self, customer_id: str) -> None:
+        command = provider_configs.ConfigureProvider(
+            **self.world.stamp(),
+            customer_id=customer_id,
+            provider="GCP",
+            domain="cost",
+            source_project_id="some-project",
+            source_dataset="billing",
+            notification_emails=("ops@example.com",),
+        )
+        provider_configs.configure_provider(command, self.world.platform)
+
+    def member(self, customer_id: str) -> None:
+        email = f"p{self.chance.randint(0, 99)}@example.com"
+        command = team.AddTeamMember(**self.world.stamp(), customer_id=customer_id, email=email, name="Ann O'Ü")
+        team.add_team_member(command, self.world.platform)
+
+    def contact(self, customer_id: str) -> None:
+        name = f"Renamed {self.chance.randint(0, 99)}"
+        command = customers.ChangeContact(**self.world.stamp(), customer_id=customer_id, company_name=name)
+        customers.change_contact(command, self.world.platform)
+
+    def provision(self, customer_id: str) -> None:
+        command = customers.Provision(**self.world.stamp(), customer_id=customer_id)
+        customers.provision(command, self.world.platform, Tables())
+
+    def remove(self, customer_id: str, what: str | None = None) -> None:
+        """Something is taken away again."""
+        stamp, platform = self.world.stamp, self.world.platform
+        match what or self.chance.choice(["credential", "provider", "member", "pipeline"]):
+            case "credential":
+                gone = self._some("customer_cloud_credentials", "credential_id", customer_id)
+                command = credentials.RevokeCredential(**stamp(), customer_id=customer_id, credential_id=gone)
+                credentials.revoke_credential(command, platform)
+            case "provider":
+                gone = self._some("customer_provider_configs", "config_id", customer_id)
+                removal = provider_configs.RemoveProviderConfig(**stamp(), customer_id=customer_id, config_id=gone)
+                provider_configs.remove_provider_config(removal, platform)
+            case "member":
+                gone = self._some("customer_team_members", "member_id", customer_id)
+                leaving = team.RemoveTeamMember(**stamp(), customer_id=customer_id, member_id=gone)
+                team.remove_team_member(leaving, platform)
+            case _:
+                gone = self._some("customer_pipeline_configs", "config_id", customer_id)
+                ending = pipelines.RemovePipeline(**stamp(), customer_id=customer_id, config_id=gone)
+                pipelines.remove_pipeline(ending, platform)
+
+    def rarities(self) -> None:
+        """What chance may have left out, done by a customer of its own."""
+        self.world.onboard("delta", "SCALE")
+        for add, what in (
+            (self.credential, "credential"),
+            (self.provider, "provider"),
+            (self.member, "member"),
+            (self.pipeline, "pipeline"),
+        ):
+            add("delta")
+            self.remove("delta", what)
+        run_id = self.world.request("delta")
+        self.world.claim(run_id=run_id)
+        self.world.cancel(run_id, "delta")
