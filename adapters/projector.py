@@ -66,7 +66,7 @@ class Follower(threading.Thread):
         """Lead the projection as long as nobody else does; after an error, wait longer and longer, and go on."""
         for attempt in Retrying(
             retry=retry_if_exception_type(Exception),
-            wait=wait_exponential_jitter(initial=0.5, max=_MAX_SLEEP_S),
+            wait=wait_exponential_jitter(multiplier=0.5, max=_MAX_SLEEP_S),
             stop=lambda _: self._stop_asked.is_set(),
             sleep=self._pause,
             before_sleep=self._tell,

@@ -99,9 +99,10 @@ class Session(Protocol):
         """Append events, with the rows that follow from them. Raises `Superseded` when a version is taken."""
 
     def lock_runs(self, run_ids: Sequence[str]) -> None:
-        """Hold the leases and queue rows of these runs.
+        """Hold the queue rows and leases of these runs.
 
-        Locks are taken in one order everywhere: leases, queue, customers by id, pipelines, log.
+        Locks are taken in one order everywhere: queue, leases, customers by id, pipelines, log. A lease comes into
+        being under its queue row's lock only, so that whoever holds the row sees the lease.
         """
 
     def due_customers(self, now: datetime, limit: int) -> Sequence[str]:
@@ -111,7 +112,7 @@ class Session(Protocol):
         """Lock due pipelines of customers that are locked already, the longest due first."""
 
     def claimable_runs(self, limit: int, run_id: str | None) -> Sequence[tuple[str, str]]:
-        """Lock waiting runs whose customers seem to have a place free: (run_id, customer_id)."""
+        """Lock waiting runs whose customers seem to have a place free, in fair order: (run_id, customer_id)."""
 
     def configurations(
         self, wanted: Iterable[tuple[str, str, str]]
@@ -127,7 +128,7 @@ class Session(Protocol):
         """Mark the run's lease: its worker stops it at the next heartbeat."""
 
     def expired_leases(self, limit: int) -> Sequence[Lease]:
-        """Lock leases that ran out and that no other transaction holds."""
+        """Lock leases that ran out, with their queue rows; those that another transaction holds are left to it."""
 
     def running_runs(self, customer_id: str) -> Sequence[str]:
         """The runs of this customer that are RUNNING and hold a concurrent place."""

@@ -29,7 +29,8 @@ _PASSING_REASONS = frozenset(
     {"backendError", "internalError", "jobBackendError", "jobInternalError", "jobRateLimitExceeded", "quotaExceeded"}
     | {"rateLimitExceeded", "tableUnavailable"}
 )
-_COLLISIONS = ("could not serialize access", "concurrent update")
+_PASSING_WORDS = ("could not serialize access", "concurrent update", "out of memory error")
+"""Two writers of one table at Google; an emulator that is short of memory for a moment. Both say the query is bad."""
 _NO_ANSWER = (
     requests.exceptions.ConnectionError,
     requests.exceptions.Timeout,
@@ -88,7 +89,7 @@ def passes(error: BaseException) -> bool:
     if isinstance(error, auth_exceptions.RefreshError):
         return bool(error.retryable)
     if isinstance(error, exceptions.GoogleAPICallError):
-        return _reason(error) in _PASSING_REASONS or any(words in str(error).lower() for words in _COLLISIONS)
+        return _reason(error) in _PASSING_REASONS or any(words in str(error).lower() for words in _PASSING_WORDS)
     return False
 
 

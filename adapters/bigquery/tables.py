@@ -54,9 +54,11 @@ def ensure_table(client: bigquery.Client, dataset_id: str, table: Table) -> None
     found = client.create_table(wanted, exists_ok=True, retry=RETRY, timeout=METADATA_SECONDS)
     if not _missing(wanted, found):
         return
-    columns = ", ".join(f"ADD COLUMN IF NOT EXISTS `{f.name}` {f.field_type}" for f in _missing(wanted, found))
-    run(client, f"ALTER TABLE `{client.project}.{dataset_id}.{table.name}` {columns}")
-    # The statement adds them for SQL. An emulator keeps a description of its own for the API, which is told too.
+    for field in _missing(wanted, found):
+        # One column for each statement: an emulator takes no more.
+        sql = f"ALTER TABLE `{client.project}.{dataset_id}.{table.name}` ADD COLUMN IF NOT EXISTS `{field.name}`"
+        run(client, f"{sql} {field.field_type}")
+    # The statements add them for SQL. An emulator keeps a description of its own for the API, which is told too.
     found = client.get_table(wanted.reference, retry=RETRY, timeout=METADATA_SECONDS)
     if missing := _missing(wanted, found):
         found.schema = [*found.schema, *missing]

@@ -37,7 +37,7 @@ class BigQueryWarehouse:
         self._project = project
         self._central = central_dataset
         self._location = location
-        self._ensured: set[str] = set()
+        self._ensured: set[tuple[str, str]] = set()
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="warehouse")
 
     def close(self) -> None:
@@ -103,28 +103,33 @@ class BigQueryWarehouse:
                 raise Away("BigQuery is away")
             with plain_errors():
                 try:
-                    self._merge(dataset, sql, chunk)
+                    self._merge(dataset, merge.table, sql, chunk)
                 except Exception as error:
                     if passes(error):
                         gone.set()
                     raise
 
-    def _merge(self, dataset: str, sql: str, chunk: str) -> None:
+    def _merge(self, dataset: str, table: Table, sql: str, chunk: str) -> None:
         rows = [bigquery.ScalarQueryParameter("rows", "STRING", chunk)]
         try:
             run(self._client, sql, rows)
-        except (exceptions.NotFound, exceptions.BadRequest) as error:
-            # The table is missing, or older than a column. A statement that is wrong with everything there stays so.
-            if dataset in self._ensured and isinstance(error, exceptions.BadRequest):
+        except exceptions.BadRequest:
+            # The table may be older than a column. A statement that is wrong with everything there stays wrong.
+            if (dataset, table.name) in self._ensured:
                 raise
-            self._ensure(dataset, CENTRAL if dataset == self._central else CUSTOMER)
+            self._ensure(dataset, [table])
             run(self._client, sql, rows)
+        except exceptions.NotFound:
+            self._ensure(dataset, [table])
+            run(self._client, sql, rows)
+            # Where one table is missing others may be, and no change may come for them soon.
+            self._ensure(dataset, CENTRAL if dataset == self._central else CUSTOMER)
 
     def _ensure(self, dataset: str, tables: Sequence[Table]) -> None:
         ensure_dataset(self._client, dataset, self._location)
         for table in tables:
             ensure_table(self._client, dataset, table)
-        self._ensured.add(dataset)
+            self._ensured.add((dataset, table.name))
 
 
 def _raise_first(written: Sequence[Future[None]]) -> None:

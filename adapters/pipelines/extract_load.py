@@ -19,7 +19,6 @@ from adapters.pipelines.step import Name, Outcome, SqlFile, Step
 
 _PAGE_ROWS = 5000
 _FILE_BYTES = 64 * 1024 * 1024
-_SPOOL_BYTES = 4 * 1024 * 1024
 _STAGE_LIFE = timedelta(days=1)
 """What a crashed worker leaves behind goes by itself."""
 _DIGIT = Decimal("1e-20")
@@ -90,7 +89,7 @@ def _files(pages: Iterable[pa.RecordBatch]) -> Iterator[tuple[IO[bytes], int]]:
     pending = iter(pages)
     page = next(pending, None)
     while page is not None:
-        with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as file:
+        with tempfile.TemporaryFile() as file:
             rows = 0
             with closing(pq.ParquetWriter(file, page.schema)) as writer:
                 while page is not None and file.tell() < _FILE_BYTES:

@@ -126,19 +126,24 @@ class Registry:
 
 def _read(file: Path, provider: str | None = None) -> Template:
     domain = file.parent.name
-    own = file.parent.parent.name
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
-        if not isinstance(content, dict):
-            raise TemplateError(f"Template {file}: it is not a mapping.")
-        place = {"provider": provider or own, "domain": domain, "name": file.stem, "directory": file.parent}
-        if overlap := content.keys() & place.keys():
-            raise TemplateError(f"Template {file}: {min(overlap)} follows from the file's place.")
-        if provider is not None:
-            content["id"] = f"{provider}-{domain}-{file.stem}"
-        return Template.model_validate({**content, **place})
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise TemplateError(f"Template {file} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise TemplateError(f"Template {file} is not a mapping.")
+    place = {
+        "provider": provider or file.parent.parent.name,
+        "domain": domain,
+        "name": file.stem,
+        "directory": file.parent,
+    }
+    if overlap := content.keys() & place.keys():
+        raise TemplateError(f"Template {file}: {min(overlap)} follows from the file's place.")
+    if provider is not None:
+        content["id"] = f"{provider}-{domain}-{file.stem}"
+    try:
+        return Template.model_validate({**content, **place})
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'template'}: {item['msg']}" for item in error.errors()

@@ -24,7 +24,8 @@ STOP: Final = "convergence_stop"
 """A running run was asked to stop."""
 
 _WAITING = pipeline_run.RunScheduled | pipeline_run.RunRequeued | subscription.SlotReleased | subscription.Resumed
-_RESCHEDULED = customer.PipelineConfigured | customer.PipelineChanged | customer.Reactivated | pipeline_run.RunScheduled
+# Not RunScheduled: it moves the next slot away, and who sleeps until the old one finds that in time.
+_RESCHEDULED = customer.PipelineConfigured | customer.PipelineChanged | customer.Reactivated
 _ENDED = pipeline_run.RunCompleted | pipeline_run.RunFailed | pipeline_run.RunCancelled | pipeline_run.RunSkipped
 _IDS_PER_MESSAGE: Final = 200  # of 36 bytes and a comma: PostgreSQL takes 8,000 bytes
 

@@ -3,16 +3,26 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import psycopg
 from psycopg.sql import SQL, Identifier
-from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_never, wait_exponential_jitter
+from tenacity import (
+    RetryError,
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_when_event_set,
+    wait_exponential_jitter,
+)
 
 from adapters.postgres.event_log import connection_arguments
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[str], None]
+_LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
 class Listener:
@@ -38,28 +48,36 @@ class Listener:
             self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        for attempt in Retrying(
-            retry=retry_if_exception_type((psycopg.OperationalError, psycopg.InterfaceError)),
-            wait=wait_exponential_jitter(initial=0.1, max=5),
-            stop=stop_never,
-            sleep=self._pause,
+        connecting = Retrying(
+            retry=retry_if_exception_type(_LOST),
+            wait=wait_exponential_jitter(multiplier=0.1, max=5),
+            stop=stop_when_event_set(self._stop),
+            sleep=sleep_using_event(self._stop),
             before_sleep=before_sleep_log(logger, logging.WARNING),
-        ):
-            with attempt:
-                self._listen()
+        )
+        while not self._stop.is_set():
+            try:
+                # Each loss begins with the shortest wait again.
+                with connecting(self._connect) as connection:
+                    self._listen(connection)
+            except RetryError:
+                return
+            except _LOST as lost:
+                logger.warning("the listener was cut off and connects again: %s", lost)
 
-    def _pause(self, seconds: float) -> None:
-        self._stop.wait(seconds)
-
-    def _listen(self) -> None:
-        if self._stop.is_set():
-            return
-        arguments = connection_arguments(self._dsn, name="listener")
-        with psycopg.connect(**arguments, autocommit=True) as connection:
+    def _connect(self) -> psycopg.Connection:
+        connection = psycopg.connect(**connection_arguments(self._dsn, name="listener"), autocommit=True)
+        try:
             for channel in self._handlers:
                 connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
-            for handler in self._handlers.values():
-                handler("")
-            while not self._stop.is_set():
-                for notification in connection.notifies(timeout=0.5, stop_after=1):
-                    self._handlers[notification.channel](notification.payload)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _listen(self, connection: psycopg.Connection) -> None:
+        for handler in self._handlers.values():
+            handler("")
+        while not self._stop.is_set():
+            for notification in connection.notifies(timeout=0.5, stop_after=1):
+                self._handlers[notification.channel](notification.payload)

@@ -26,8 +26,13 @@ TYPES: Final = {
 
 _PARTIAL_INDEXES: Final[tuple[LiteralString, ...]] = (
     (
-        "CREATE INDEX IF NOT EXISTS queue_waiting ON pipeline_execution_queue (priority, scheduled_time, run_id)"
+        "CREATE INDEX IF NOT EXISTS queue_waiting ON pipeline_execution_queue"
+        " (hashtext(customer_id), customer_id, priority, scheduled_time, run_id)"
         " WHERE state = 'PENDING' AND deleted_at IS NULL"
+    ),
+    (
+        "CREATE INDEX IF NOT EXISTS queue_first ON pipeline_execution_queue (scheduled_time, run_id)"
+        " WHERE state = 'PENDING' AND deleted_at IS NULL AND priority = 0"
     ),
     (
         "CREATE INDEX IF NOT EXISTS queue_running ON pipeline_execution_queue (customer_id)"
@@ -42,10 +47,6 @@ _PARTIAL_INDEXES: Final[tuple[LiteralString, ...]] = (
         " WHERE state IN ('PENDING', 'RUNNING')"
     ),
     "CREATE INDEX IF NOT EXISTS profiles_unprovisioned ON customer_profiles (created_at) WHERE NOT dataset_created",
-    (
-        "CREATE INDEX IF NOT EXISTS subscriptions_closed ON customer_subscriptions (customer_id)"
-        " WHERE max_concurrent_pipelines = 0"
-    ),
     "CREATE UNIQUE INDEX IF NOT EXISTS profiles_any_case ON customer_profiles (lower(customer_id))",
 )
 

@@ -11,7 +11,7 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import Cursor
 from psycopg.rows import DictRow
 
-from adapters.postgres import channels, rows
+from adapters.postgres import channels, claims, rows
 from adapters.postgres.event_log import Datastore, EventRecorder
 from application.mapper import Recorded
 from application.platform import DuePipeline, Lease, Session, Snapshot
@@ -34,19 +34,6 @@ _DUE: Final = (
     "  WHERE r.config_id = c.config_id AND r.state IN ('PENDING', 'RUNNING')) END AS active_runs"
     " FROM customer_pipeline_configs c WHERE c.customer_id = ANY(%s) AND c.is_active AND c.deleted_at IS NULL"
     " AND c.next_run_time <= %s ORDER BY c.next_run_time, c.config_id LIMIT %s FOR UPDATE OF c"
-)
-_CLAIMABLE: Final = (
-    "WITH running AS (SELECT customer_id, count(*) AS runs FROM pipeline_execution_queue"
-    "  WHERE state = 'RUNNING' AND deleted_at IS NULL AND priority > 0 GROUP BY customer_id),"
-    " full_up AS (SELECT r.customer_id FROM running r JOIN customer_subscriptions s USING (customer_id)"
-    "  WHERE r.runs >= s.max_concurrent_pipelines"
-    "  UNION ALL SELECT customer_id FROM customer_subscriptions WHERE max_concurrent_pipelines = 0)"
-    " SELECT q.run_id, q.customer_id FROM pipeline_execution_queue q"
-    " WHERE q.state = 'PENDING' AND q.deleted_at IS NULL"
-    " AND (q.not_before IS NULL OR q.not_before <= clock_timestamp())"
-    " AND (%(run_id)s::text IS NULL OR q.run_id = %(run_id)s)"
-    " AND (q.priority = 0 OR NOT EXISTS (SELECT 1 FROM full_up f WHERE f.customer_id = q.customer_id))"
-    " ORDER BY q.priority, q.scheduled_time, q.run_id LIMIT %(limit)s FOR UPDATE OF q SKIP LOCKED"
 )
 _CONFIGURATIONS: Final = (
     "SELECT DISTINCT ON (c.customer_id, c.provider, c.domain) c.customer_id, c.provider, c.domain,"
@@ -88,10 +75,10 @@ class PostgresSession(Session):
 
     def lock_runs(self, run_ids: Sequence[str]) -> None:
         wanted = (sorted(run_ids),)
-        self._rows("SELECT 1 AS held FROM run_leases WHERE run_id = ANY(%s) ORDER BY run_id FOR UPDATE", wanted)
         self._rows(
             "SELECT 1 AS held FROM pipeline_execution_queue WHERE run_id = ANY(%s) ORDER BY run_id FOR UPDATE", wanted
         )
+        self._rows("SELECT 1 AS held FROM run_leases WHERE run_id = ANY(%s) ORDER BY run_id FOR UPDATE", wanted)
 
     def events(self, after: Mapping[UUID, int]) -> Sequence[StoredEvent]:
         found = self._rows(_EVENTS, (list(after.keys()), list(after.values())))
@@ -159,8 +146,7 @@ class PostgresSession(Session):
         ]
 
     def claimable_runs(self, limit: int, run_id: str | None) -> Sequence[tuple[str, str]]:
-        found = self._rows(_CLAIMABLE, {"limit": limit, "run_id": run_id})
-        return [(row["run_id"], row["customer_id"]) for row in found]
+        return claims.lock_next(self._cursor, limit) if run_id is None else claims.lock_named(self._cursor, run_id)
 
     def configurations(
         self, wanted: Iterable[tuple[str, str, str]]
@@ -198,10 +184,15 @@ class PostgresSession(Session):
         self._cursor.execute("UPDATE run_leases SET stop_asked = true WHERE run_id = %s", (run_id,))
 
     def expired_leases(self, limit: int) -> Sequence[Lease]:
-        found = self._rows(
-            "SELECT run_id, customer_id, worker_id, attempt FROM run_leases WHERE expires_at < clock_timestamp()"
-            " ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED",
+        seen = self._rows(
+            "SELECT q.run_id FROM run_leases l JOIN pipeline_execution_queue q USING (run_id)"
+            " WHERE l.expires_at < clock_timestamp() ORDER BY l.expires_at LIMIT %s FOR UPDATE OF q SKIP LOCKED",
             (limit,),
+        )
+        found = self._rows(
+            "SELECT run_id, customer_id, worker_id, attempt FROM run_leases"
+            " WHERE run_id = ANY(%s) AND expires_at < clock_timestamp() ORDER BY run_id FOR UPDATE",
+            ([row["run_id"] for row in seen],),
         )
         return [Lease(r["run_id"], r["customer_id"], r["worker_id"], r["attempt"]) for r in found]
 

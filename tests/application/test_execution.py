@@ -91,6 +91,43 @@ class TestClaiming:
         claimed = [o.run_id for _ in range(3) for o in acme.claim(limit=10)]
         assert theirs in claimed
 
+    def test_workers_that_one_customer_could_keep_busy_are_shared(self, acme):
+        """Ten places, and sixty runs that are older: whoever has nothing running goes first all the same."""
+        acme.onboard("big", "SCALE")
+        for _ in range(60):
+            acme.request("big")
+        held = acme.claim(limit=4)
+        acme.wait(hours=1)
+        theirs = acme.request()
+        acme.report(held[:1])
+        assert [o.run_id for o in acme.claim(limit=1)] == [theirs]
+
+    def test_customers_get_shares_of_what_their_plans_allow(self, world):
+        for customer_id, plan in (("small", "STARTER"), ("large", "SCALE")):
+            world.onboard(customer_id, plan)
+            for _ in range(6):
+                world.request(customer_id)
+        orders = [o for _ in range(8) for o in world.claim(limit=1)]
+        assert Counter(o.customer_id for o in orders) == {"large": 6, "small": 2}
+
+    def test_nobody_is_left_out_of_a_round(self, world):
+        customers_of_all_names = [f"{letter}{letter}{letter}" for letter in "abcdefghijklmnopqrstuvwxyzABCD0123456789"]
+        for number, customer_id in enumerate(customers_of_all_names):
+            world.onboard(f"{customer_id}{number}")
+            world.request(f"{customer_id}{number}")
+        claimed = [o.customer_id for _ in range(80) for o in world.claim(limit=1)]
+        assert len(claimed) == len(set(claimed)) == len(customers_of_all_names)
+
+    def test_customers_whose_runs_must_wait_hide_nobodys_that_is_ready(self, world):
+        for number in range(70):
+            world.onboard(f"waiting{number}")
+            world.request(f"waiting{number}")
+        world.report(world.claim(), report=CAN_PASS, retry_after=timedelta(hours=1))
+        world.report(world.claim(), report=CAN_PASS, retry_after=timedelta(hours=1))
+        world.onboard("ready")
+        theirs = world.request("ready")
+        assert [o.run_id for o in world.claim(limit=1)] == [theirs]
+
     def test_the_check_of_a_new_customer_takes_no_place(self, acme):
         acme.limits(max_concurrent_pipelines=1)
         customers.provision(customers.Provision(**acme.stamp(), customer_id="acme"), acme.platform, Tables())

@@ -126,9 +126,8 @@ def fresh():
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 INT64 = st.integers(-(2**63), 2**63 - 1)
-INSTANTS = st.datetimes(
-    datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.sampled_from([UTC, timezone(timedelta(hours=-5, minutes=-45))])
-)  # fmt: skip
+ZONES = st.sampled_from([UTC, timezone(timedelta(hours=-5, minutes=-45))])
+INSTANTS = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=ZONES)  # noqa: DTZ001 - the zone is drawn
 DOCUMENTS = st.recursive(
     st.one_of(st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), TEXT),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -222,37 +221,35 @@ FIELDS = st.dictionaries(st.sampled_from(["email", "name", "role"]), MAYBE | st.
 @st.composite
 def histories(draw):
     """A few rows' changes in log order, as functions of the rows' prefix."""
-    drawn = draw(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), FIELDS), min_size=1, max_size=9))
-    return lambda prefix: log(
-        *(
-            whole(MEMBERS, member_id=prefix + key, **values) if put else Set(MEMBERS, {"member_id": prefix + key, **values})
-            for key, put, values in drawn
-        )
-    )  # fmt: skip
+    drawn = draw(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), FIELDS), min_size=1, max_size=7))
+
+    def row(put, key, values):
+        return whole(MEMBERS, member_id=key, **values) if put else Set(MEMBERS, {"member_id": key, **values})
+
+    return lambda prefix: log(*(row(put, prefix + key, values) for key, put, values in drawn))
 
 
-@FEW
-@given(histories(), st.randoms(use_true_random=False))
-def test_one_batch_one_by_one_and_crashes_in_between_end_the_same(warehouse, place, history, chance):
+@settings(FEW, max_examples=5)
+@given(histories(), st.integers(0, 999))
+def test_one_batch_one_by_one_and_crashes_in_between_end_the_same(warehouse, place, history, seed):
     at_once, single, crashing = fresh(), fresh(), fresh()
     warehouse.write(history(at_once))
     for change in history(single):
         warehouse.write([change])
-    changes = history(crashing)
+    changes, chance = history(crashing), random.Random(seed)  # noqa: S311 - hypothesis draws the seed
     done = 0
     while done < len(changes):
         end = chance.randint(done + 1, len(changes))
         warehouse.write(changes[done:end])
-        if chance.random() < 0.6:  # written, and killed before the checkpoint: the batch comes again, cut elsewhere
-            continue
-        done = end
+        if chance.random() < 0.5:  # otherwise written, and killed before the checkpoint: it comes again, cut elsewhere
+            done = end
     for prefix in (at_once, single, crashing):
         assert stored(warehouse, place, MEMBERS, prefix) == without_nulls(apply({}, history(prefix)))
 
 
 def replays_and_reorderings_change_nothing(write, read):
     """Whole rows of 40 events, written in order, then every one again in any order and twice: the newest stay."""
-    prefix, chance = fresh(), random.Random(1)
+    prefix, chance = fresh(), random.Random(1)  # noqa: S311 - the same shuffle each time
     changes = log(*(whole(MEMBERS, member_id=f"{prefix}{n % 7}", name=f"version {n}") for n in range(40)))
     write(changes)
     before = read(prefix)

@@ -1,5 +1,6 @@
 """The quick start, on a real server process: HTTP from outside, SQL through the command line."""
 
+import os
 import re
 from uuid import uuid4
 
@@ -156,7 +157,9 @@ def test_no_secret_is_in_the_log(serve, customer):
 
 
 def test_it_is_ready_soon(serve):
-    assert serve.ready_after_s < READY_S
+    """In the time it takes on a machine with nothing else to do; in its share of one that is busy."""
+    busy = max(1.0, max(os.getloadavg()) / (os.cpu_count() or 1))
+    assert serve.ready_after_s < READY_S * busy
 
 
 def test_it_is_small(serve):

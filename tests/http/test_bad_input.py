@@ -303,6 +303,17 @@ def test_headers_of_every_answer(anyone):
         assert "access-control-allow-origin" not in headers
 
 
+def test_json_that_is_too_deep_by_one_level(acme):
+    body = b'{"date":' + b"[" * 64 + b"]" * 64 + b"}"
+    answer = acme.post(f"/api/v1/pipelines/run/{acme.id}/gcp/example/dryrun", content=body, headers=JSON)
+    assert "64 levels" in is_problem(answer, 400)["detail"]
+
+
+def test_brackets_in_texts_are_not_levels(acme):
+    person = {"email": "jo@acmecorp.com", "name": '[{"\\' * 40}
+    assert acme.post(f"{acme.url}/team-members", json=person).status_code == 200
+
+
 def test_deep_json_that_is_allowed(acme):
     nested = json.loads("[" * 60 + "]" * 60)
     body = {

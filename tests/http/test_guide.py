@@ -1,12 +1,12 @@
 """The published walk through the API, command by command, on a real BigQuery emulator with a worker beside it."""
 
-import time
 from datetime import UTC, datetime
 
 import httpx
 import pytest
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from adapters.bigquery.client import plain_errors, run
+from adapters.bigquery.client import NotThere, plain_errors, run
 from adapters.process import Part, Shutdown
 from adapters.projector import run_projector
 from tests.http.running import ADMIN, database, running
@@ -53,12 +53,21 @@ def customer(api) -> httpx.Client:
 
 def rows(api, sql, expected=bool):
     """What BigQuery holds, once the projector has written what is expected."""
-    deadline = time.monotonic() + 60
-    while True:
-        with plain_errors():
-            found = [dict(row) for row in run(api.service.bigquery, sql).result()]
-        if expected(found) or time.monotonic() > deadline:
-            return found
+
+    def look():
+        try:
+            with plain_errors():
+                return [dict(row) for row in run(api.service.bigquery, sql).result()]
+        except NotThere:  # the central dataset is made by the projector
+            return []
+
+    patiently = Retrying(
+        retry=retry_if_result(lambda found: not expected(found)),
+        wait=wait_fixed(0.1),
+        stop=stop_after_delay(60),
+        retry_error_callback=lambda state: state.outcome.result(),
+    )
+    return patiently(look)
 
 
 def test_1_onboarding(api):

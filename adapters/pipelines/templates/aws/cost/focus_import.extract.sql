@@ -50,7 +50,8 @@ SELECT
   CONCAT('{', ARRAY_TO_STRING(ARRAY(
     SELECT CONCAT(TO_JSON_STRING(l.key), ':', TO_JSON_STRING(l.value)) FROM UNNEST(t.Tags) AS l), ','), '}') AS Tags
 {% else %}
-  {{ source.text("Tags") }} AS Tags
+  -- Tags that are no JSON are left out rather than stop the import of costs.
+  NULLIF(TO_JSON_STRING(SAFE.PARSE_JSON({{ source.text("Tags") }})), 'null') AS Tags
 {% endif %}
 FROM {{ source.name }} AS t
 WHERE {{ source.timestamp("BillingPeriodStart") }} IN UNNEST(@billing_periods)

@@ -1,3 +1,4 @@
+-- No INTERVAL and no SAFE here: either costs the emulator the digits of every BIGNUMERIC(p, s) in the statement.
 SELECT
   CAST(BilledCost AS BIGNUMERIC(38, 20)) AS BilledCost,
   CAST(EffectiveCost AS BIGNUMERIC(38, 20)) AS EffectiveCost,
@@ -14,7 +15,7 @@ SELECT
   ChargePeriodEnd,
   CAST(NULL AS TIMESTAMP) AS export_time,
   DATE(ChargePeriodStart) AS usage_date,
-  SAFE.PARSE_JSON(Tags) AS Tags,
+  PARSE_JSON(Tags) AS Tags,
   AvailabilityZone,
   BillingAccountId,
   BillingAccountName,
@@ -45,6 +46,6 @@ SELECT
   SkuPriceId,
   SubAccountId,
   SubAccountName,
-  FORMAT_DATE('%Y%m', DATE(BillingPeriodStart)) AS x_InvoiceMonth,
+  REPLACE(SUBSTR(CAST(DATE(BillingPeriodStart) AS STRING), 1, 7), '-', '') AS x_InvoiceMonth,
   @run_id AS run_id
 FROM {{ stage }}

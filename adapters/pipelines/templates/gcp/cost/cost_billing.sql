@@ -1,3 +1,4 @@
+-- No INTERVAL and no SAFE here: either costs the emulator the digits of every BIGNUMERIC(p, s) in the statement.
 WITH line AS (
   SELECT
     *,
@@ -23,7 +24,7 @@ SELECT
   CAST(usage_amount AS BIGNUMERIC(38, 15)) AS ConsumedQuantity,
   CAST(pricing_amount AS BIGNUMERIC(38, 15)) AS PricingQuantity,
   TIMESTAMP(billing_month) AS BillingPeriodStart,
-  TIMESTAMP(DATE_ADD(billing_month, INTERVAL 1 MONTH)) AS BillingPeriodEnd,
+  TIMESTAMP(LAST_DAY(billing_month, MONTH) + 1) AS BillingPeriodEnd,
   usage_start_time AS ChargePeriodStart,
   usage_end_time AS ChargePeriodEnd,
   export_time,

@@ -1,0 +1,105 @@
+"""Waking up: what is announced reaches who listens, and a listener that was cut off comes back by itself."""
+
+from collections.abc import Iterator
+from queue import Queue
+
+import psycopg
+import pytest
+
+from adapters.postgres import channels
+from adapters.postgres.listener import Listener
+from tests.application.world import World
+
+
+class Heard:
+    """A listener on all channels, and what it heard."""
+
+    def __init__(self, dsn: str) -> None:
+        self.queue: Queue[tuple[str, str]] = Queue()
+        names = (channels.LOG, channels.QUEUE, channels.SCHEDULES, channels.ENDED, channels.STOP)
+        self.listener = Listener(dsn, {name: self._hear(name) for name in names})
+        self.names = names
+
+    def _hear(self, name: str):
+        return lambda payload: self.queue.put((name, payload))
+
+    def connected(self) -> None:
+        """Returns when the listener listens: then it has called every handler once."""
+        assert sorted(self.next() for _ in self.names) == sorted((name, "") for name in self.names)
+
+    def next(self) -> tuple[str, str]:
+        return self.queue.get(timeout=20)
+
+
+@pytest.fixture
+def heard(acme) -> Iterator[Heard]:
+    made = Heard(acme.dsn)
+    made.listener.start()
+    made.connected()
+    yield made
+    made.listener.stop()
+
+
+def collect(heard: Heard, world: World) -> set[tuple[str, str]]:
+    """Everything announced so far: what is sent by `pg_notify` now arrives after it."""
+    world.execute(f"SELECT pg_notify('{channels.LOG}', 'end')")
+    found = set()
+    while (message := heard.next()) != (channels.LOG, "end"):
+        found.add(message)
+    return found - {(channels.LOG, "")}
+
+
+def test_what_happens_wakes_those_whom_it_concerns(acme, heard):
+    run_id = acme.request()
+    assert collect(heard, acme) == {(channels.QUEUE, "")}
+    orders = acme.claim()
+    assert collect(heard, acme) == set()
+    acme.cancel(run_id)
+    assert collect(heard, acme) == {(channels.STOP, run_id)}
+    acme.report(orders, cancelled=True)
+    assert collect(heard, acme) == {(channels.QUEUE, ""), (channels.ENDED, run_id)}
+    acme.pipeline()
+    assert collect(heard, acme) == {(channels.SCHEDULES, "")}
+    acme.suspend()
+    assert collect(heard, acme) == set()
+    acme.reactivate()
+    assert collect(heard, acme) == {(channels.SCHEDULES, ""), (channels.QUEUE, "")}
+
+
+def test_many_ends_fit_into_messages(acme, heard):
+    acme.limits(max_pipelines_per_day=1000, max_concurrent_pipelines=1000)
+    ids = {acme.request() for _ in range(210)}
+    orders = acme.claim(limit=1000)
+    collect(heard, acme)
+    acme.report(orders)
+    ended = [payload for channel, payload in collect(heard, acme) if channel == channels.ENDED]
+    assert len(ended) == 2
+    assert {run_id for payload in ended for run_id in payload.split(",")} == ids
+
+
+def test_what_is_rolled_back_wakes_nobody(acme, heard):
+    class ChangedMindError(Exception):
+        pass
+
+    def announce_and_think_again() -> None:
+        with acme.datastore.transaction_cursor() as cursor:
+            cursor.execute(f"SELECT pg_notify('{channels.QUEUE}', '')")
+            raise ChangedMindError
+
+    with pytest.raises(ChangedMindError):
+        announce_and_think_again()
+    assert collect(heard, acme) == set()
+
+
+def test_a_listener_that_was_cut_off_comes_back_and_says_so(acme, heard):
+    """Whatever was announced meanwhile may be lost, so every handler is called once more."""
+    for _ in range(2):
+        with psycopg.connect(acme.dsn, autocommit=True) as connection:
+            cut = connection.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE application_name LIKE '% listener@%'"
+            ).fetchone()
+        assert cut == (1,)
+        heard.connected()
+        acme.request()
+        assert collect(heard, acme) == {(channels.QUEUE, "")}
