@@ -100,7 +100,7 @@ class Engine:
             directory=template.directory,
             platform=self._client,
             sources=self._sources,
-            jobs=Jobs(""),
+            jobs=Jobs("", self._limits.run_s),
             mailer=self._mailer,
             now=self._now,
             parameters=values,
@@ -208,10 +208,12 @@ class _Execution:
             try:
                 self._progress.check()
             except BaseException:
-                jobs.stop(_STOP_SECONDS)
+                jobs.stop()
+                wait([future], timeout=_STOP_SECONDS)
                 raise
             if time.monotonic() >= ends:
-                jobs.stop(_STOP_SECONDS)
+                jobs.stop()
+                wait([future], timeout=_STOP_SECONDS)
                 return False
         return True
 

@@ -4,10 +4,9 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import IO, Any
 
-from google.api_core.exceptions import GoogleAPICallError
+from google.api_core.exceptions import ClientError, GoogleAPICallError, NotFound
 from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
@@ -31,25 +30,18 @@ AGAIN = bigquery.DEFAULT_RETRY.with_timeout(20.0)
 QueryParameter = bigquery.ScalarQueryParameter | bigquery.ArrayQueryParameter
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    client: bigquery.Client
-    job_id: str
-    project: str
-    location: str | None = None
-
-
 class Jobs:
     """Starts jobs, waits for them, and cancels them when their step is to stop.
 
-    One thread starts and waits; any other may call `stop`. No call is left to the client library's own retries of ten
+    One thread starts and waits; any other may call `stop`. BigQuery itself ends a job after `longest_s` seconds, whatever
+    becomes of this process. No call is left to the client library's own retries of ten
     minutes: a job is started once, and failures are the caller's to retry.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, longest_s: float) -> None:
         self._prefix = prefix
+        self._longest_ms = max(int(longest_s * 1000), 1)
         self._stop = threading.Event()
-        self._running: _Running | None = None
         self.ids: list[str] = []
         self.bytes_processed = 0
 
@@ -74,6 +66,7 @@ class Jobs:
     ) -> bigquery.QueryJob:
         """Run one statement to its end. Raises what Google's client raises, or `Stopped`."""
         config = bigquery.QueryJobConfig(query_parameters=list(parameters), dry_run=dry_run, use_legacy_sql=False)
+        config.job_timeout_ms = self._longest_ms
         if most_bytes is not None:
             config.maximum_bytes_billed = most_bytes
         job: bigquery.QueryJob = self._run(
@@ -95,6 +88,7 @@ class Jobs:
             write_disposition=bigquery.WriteDisposition.WRITE_APPEND,
             create_disposition=bigquery.CreateDisposition.CREATE_NEVER,
         )
+        config.job_timeout_ms = self._longest_ms
         self._run(
             client,
             lambda job_id: client.load_table_from_file(
@@ -102,51 +96,42 @@ class Jobs:
             ),
         )
 
-    def stop(self, wait_s: float) -> None:
-        """Let the step end at its next checkpoint and cancel the job it waits for, giving the call `wait_s` seconds."""
+    def stop(self) -> None:
+        """Let the thread that waits for a job cancel it and raise `Stopped`, at once or at its next checkpoint."""
         self._stop.set()
-        running = self._running
-        if running is not None:
-            caller = threading.Thread(target=_cancel, args=(running,), name="cancel-job", daemon=True)
-            caller.start()
-            caller.join(wait_s)
 
     def _run(self, client: bigquery.Client, start: Callable[[str], Any]) -> Any:  # noqa: ANN401 - a job of any kind
         self.checkpoint()
         job_id = f"{self._prefix}-{len(self.ids)}-{uuid.uuid4().hex[:8]}"
         self.ids.append(job_id)
-        self._running = _Running(client, job_id, client.project)
         try:
             job = start(job_id)
-            self._running = _Running(client, job_id, job.project, job.location)
-            self._wait(job)
-        finally:
-            self._running = None
+        except (GoogleAPICallError, OSError) as error:
+            if not isinstance(error, ClientError):
+                # It may have been started although the answer is lost, and must not run beside the next try.
+                _cancel(client, job_id, client.project, client.location)
+            raise
+        self._wait(client, job)
         if job.error_result:
             raise job.exception()
         return job
 
-    def _wait(self, job: Any) -> None:  # noqa: ANN401 - a job of any kind
+    def _wait(self, client: bigquery.Client, job: Any) -> None:  # noqa: ANN401 - a job of any kind
         pause = _POLL_SECONDS
         while job.state != "DONE":
-            # A stop that came while the job was being started found nothing to cancel.
             if self._stop.wait(pause):
-                _cancel(_Running(job._client, job.job_id, job.project, job.location))  # noqa: SLF001 - its own client
+                _cancel(client, job.job_id, job.project, job.location)
                 raise Stopped
             job.reload(retry=AGAIN, timeout=CALL_SECONDS)
             pause = min(pause * 2, _POLL_SECONDS_MOST)
         self.checkpoint()
 
 
-def _cancel(running: _Running) -> None:
+def _cancel(client: bigquery.Client, job_id: str, project: str, location: str | None) -> None:
     try:
-        running.client.cancel_job(
-            running.job_id,
-            project=running.project,
-            location=running.location,
-            retry=ONCE,
-            timeout=_CANCEL_SECONDS,
-        )
+        client.cancel_job(job_id, project=project, location=location, retry=ONCE, timeout=_CANCEL_SECONDS)
+    except NotFound:
+        _log.info("Job %s was never started.", job_id)
     except (GoogleAPICallError, GoogleAuthError, OSError) as error:
-        # Nothing waits for the answer: the job ends by itself, and its result is not used.
-        _log.warning("Job %s could not be cancelled: %s.", running.job_id, type(error).__name__)
+        # Nothing waits for the answer: the job ends by its own time limit, and its result is not used.
+        _log.warning("Job %s could not be cancelled: %s.", job_id, type(error).__name__)

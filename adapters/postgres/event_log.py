@@ -109,12 +109,18 @@ class EventRecorder(PostgresApplicationRecorder):
             raise ValueError("The event log must not use database functions: they skip the lock that orders it.")
         super().__init__(datastore, events_table_name=events_table_name)
         self.lock_table_statements = [
-            SQL("SELECT pg_advisory_xact_lock({})").format(LOG_LOCK),
+            SQL("SELECT pg_advisory_xact_lock({})").format(LOG_LOCK).as_bytes(None),
         ]
-        self._insert = SQL(
-            "INSERT INTO {}.{} (originator_id, originator_version, topic, state)"
-            " SELECT * FROM unnest(%s::{}[], %s::bigint[], %s::text[], %s::bytea[]) RETURNING notification_id"
-        ).format(Identifier(datastore.schema), Identifier(events_table_name), Identifier(datastore.originator_id_type))
+        self._insert = (
+            SQL(
+                "INSERT INTO {}.{} (originator_id, originator_version, topic, state)"
+                " SELECT * FROM unnest(%s::{}[], %s::bigint[], %s::text[], %s::bytea[]) RETURNING notification_id"
+            )
+            .format(
+                Identifier(datastore.schema), Identifier(events_table_name), Identifier(datastore.originator_id_type)
+            )
+            .as_bytes(None)
+        )
 
     def _insert_stored_events(
         self,

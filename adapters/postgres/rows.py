@@ -33,8 +33,12 @@ def _hex(value: Any) -> Any:  # noqa: ANN401 - a column's value
 
 
 @cache
-def _statement(name: str, whole: bool, columns: tuple[str, ...]) -> Composed:  # noqa: FBT001 - a cache key
-    table = _TABLES[name]
+def _statement(name: str, whole: bool, columns: tuple[str, ...]) -> bytes:  # noqa: FBT001 - a cache key
+    # As bytes: the driver would put the pieces together anew at every execution.
+    return _composed(_TABLES[name], whole=whole, columns=columns).as_bytes(None)
+
+
+def _composed(table: Table, *, whole: bool, columns: tuple[str, ...]) -> Composed:
     types = {column.name: TYPES[column.type] for column in table.columns}
     listed = SQL(", ").join(map(Identifier, columns))
     record = SQL(", ").join(SQL("{} {}").format(Identifier(c), types[c]) for c in columns)
@@ -45,11 +49,11 @@ def _statement(name: str, whole: bool, columns: tuple[str, ...]) -> Composed:  #
         return SQL(
             "INSERT INTO {table} AS t ({columns}, position) SELECT {columns}, position FROM {source}"
             " ON CONFLICT ({key}) DO UPDATE SET {sets} WHERE t.position < excluded.position"
-        ).format(table=Identifier(name), columns=listed, source=source, key=_key(table), sets=sets)
+        ).format(table=Identifier(table.name), columns=listed, source=source, key=_key(table), sets=sets)
     sets = SQL(", ").join(SQL("{0} = s.{0}").format(Identifier(c)) for c in [*others, "position"])
     same = SQL(" AND ").join(SQL("t.{0} = s.{0}").format(Identifier(c)) for c in table.key)
     return SQL("UPDATE {table} AS t SET {sets} FROM {source} WHERE {same} AND t.position < s.position").format(
-        table=Identifier(name), sets=sets, source=source, same=same
+        table=Identifier(table.name), sets=sets, source=source, same=same
     )
 
 

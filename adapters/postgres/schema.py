@@ -26,7 +26,7 @@ TYPES: Final = {
 
 _PARTIAL_INDEXES: Final[tuple[LiteralString, ...]] = (
     (
-        "CREATE INDEX IF NOT EXISTS queue_waiting ON pipeline_execution_queue"
+        "CREATE INDEX IF NOT EXISTS queue_by_customer ON pipeline_execution_queue"
         " (hashtext(customer_id), customer_id, priority, scheduled_time, run_id)"
         " WHERE state = 'PENDING' AND deleted_at IS NULL"
     ),

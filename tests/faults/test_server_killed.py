@@ -1,7 +1,7 @@
 """PostgreSQL dies in the middle of work: nothing acknowledged is lost, callers are told, and all goes on by itself."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +14,9 @@ import pytest
 
 from adapters.embedded.child import free_port
 from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.postgres import leases
+from adapters.postgres.checkpoints import PostgresCheckpoints, PostgresLog, leading
+from adapters.postgres.data_keys import PostgresDataKeys
 from adapters.postgres.schema import migrate
 from application.ports import Away
 from tests.application.world import World, until
@@ -145,6 +148,37 @@ def test_idle_connections_that_died_with_the_server_are_replaced(server, world):
     assert come_back(world) < 20
     for _ in range(3):
         world.request()
+
+
+def test_whatever_is_asked_of_a_database_that_is_away_says_so(tmp_path):
+    """Also what goes through the event store library, which has errors of its own."""
+    nobody = f"postgresql://someone:secret@127.0.0.1:{free_port()}/nothing"
+    with World(nobody, tmp_path / "key", size=8) as world:
+        log, checkpoints = PostgresLog(world.store.recorder, world.mapper), PostgresCheckpoints(world.datastore)
+
+        def lead() -> None:
+            with leading(nobody, "p"):
+                pass
+
+        asked = [
+            world.request,
+            lambda: log.read(0, 10),
+            log.end,
+            lambda: checkpoints.position("p"),
+            lambda: checkpoints.advance("p", 0, 1),
+            lambda: leases.renew(world.datastore, "w1", 60),
+            lambda: PostgresDataKeys(world.datastore).get("acme", "x"),
+            lead,
+        ]
+
+        def answer(ask: Callable[[], object]) -> str:
+            with pytest.raises(Away) as raised:
+                ask()
+            return str(raised.value)
+
+        with ThreadPoolExecutor(len(asked)) as threads:
+            answers = set(threads.map(answer, asked))
+    assert answers == {"The database does not answer."}
 
 
 @pytest.mark.soak
