@@ -21,8 +21,9 @@ from projections.fold import Folded
 from projections.rows import Column, Table, Type
 
 CHUNK_ROWS = 5_000
-CHUNK_BYTES = 3_000_000
-"""Of UTF-8. A request may have 10 MB, and its own JSON writes a byte of this with up to three."""
+CHUNK_BYTES = 1_000_000
+"""Of UTF-8. Google takes requests of 10 MB, whose own JSON writes a byte of this with up to three; an emulator on a
+laptop needs about fifty times the parameter's size in memory, and cannot do 2.5 MB in the 150 MB that it has."""
 
 _JSON = msgspec.json.Encoder()
 _Convert = Callable[[Any], Any]

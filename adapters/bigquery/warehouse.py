@@ -75,7 +75,7 @@ class BigQueryWarehouse:
             return Query(columns=[field.name for field in answer.schema], rows=rows)
 
     def write(self, changes: Sequence[Change]) -> None:
-        """Apply changes of a stretch of the log: folded, one statement per table and at most 5,000 rows or 3 MB.
+        """Apply changes of a stretch of the log: folded, one statement per table and at most 5,000 rows or 1 MB.
 
         Idempotent: a row that already stands at a later position keeps it. A missing dataset or table is made. Tables
         are written side by side, each in order; when some fail the others have been written, and what went wrong with

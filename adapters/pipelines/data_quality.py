@@ -181,6 +181,8 @@ def _aggregates(check: _Check, measures: _Measures) -> Iterator[tuple[str, str]]
 def _judge(check: _Check, seen: Any, attempt: Attempt) -> tuple[bool, str]:  # noqa: ANN401 - a value of BigQuery's
     match check:
         case RowCount(minimum=minimum, maximum=maximum, equals=equals):
+            if equals is not None and equals not in attempt.variables:
+                raise StepFailed(f"The expectation row_count needs @{equals}, which no earlier step has found.")
             wanted = None if equals is None else attempt.variables[equals].value
             passed = (minimum is None or seen >= minimum) and (maximum is None or seen <= maximum)
             passed = passed and (wanted is None or seen == wanted)
@@ -192,7 +194,7 @@ def _judge(check: _Check, seen: Any, attempt: Attempt) -> tuple[bool, str]:  # n
         case Range():
             return seen == 0, f"{seen} values out of range"
         case AcceptedValues():
-            return seen == 0, f"{seen} values that are not accepted"
+            return seen == 0, f"{seen} values not accepted"
         case Freshness(max_age_hours=hours):
             return _fresh(seen, hours, attempt.order.run_date)
         case _:

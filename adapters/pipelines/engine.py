@@ -30,8 +30,10 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOOK_SECONDS = 0.2
-"""How often a running step is looked after: a cancelled run stops within this and the call that cancels its job."""
-_STOP_SECONDS, _CLEAN_SECONDS = 0.5, 2.0
+"""How often a running step is looked after: a cancelled run ends within this and _STOP_SECONDS."""
+_STOP_SECONDS = 0.5
+"""For the step's thread to cancel its job. If BigQuery is slow it goes on with that, and nobody waits."""
+_CLEAN_SECONDS = 2.0
 _MAIL_SECONDS = 30.0
 
 _LEGAL = re.compile(r"[^A-Za-z0-9_-]")
@@ -139,8 +141,10 @@ class _Execution:
 
     def _step(self, index: int, step: AnyStep) -> StepReport:
         began = self._attempt.now()
+        order = self._attempt.order
         jobs = Jobs(
-            f"convergence-{_LEGAL.sub('_', self._attempt.order.run_id)}-{self._attempt.order.attempt}-{step.id}"
+            f"convergence-{_LEGAL.sub('_', order.run_id)}-{order.attempt}-{step.id}",
+            longest_s=min(step.timeout_s or self._limits.step_s, self._limits.run_s),
         )
         outcome, failure = self._outcome(step, jobs)
         if failure is not None and step.on_failure == "fail" and not isinstance(step, notify.NotifyStep):
@@ -208,12 +212,10 @@ class _Execution:
             try:
                 self._progress.check()
             except BaseException:
-                jobs.stop()
-                wait([future], timeout=_STOP_SECONDS)
+                _stop(future, jobs)
                 raise
             if time.monotonic() >= ends:
-                jobs.stop()
-                wait([future], timeout=_STOP_SECONDS)
+                _stop(future, jobs)
                 return False
         return True
 
@@ -228,6 +230,11 @@ class _Execution:
             cleaning = _started(lambda: extract_load.drop_stage(self._attempt))
             if wait([cleaning], timeout=wait_s).done and cleaning.exception() is not None:
                 _log.warning("Run %s left its stage table; it expires by itself.", self._attempt.order.run_id)
+
+
+def _stop(future: Future[Outcome], jobs: Jobs) -> None:
+    jobs.stop()
+    wait([future], timeout=_STOP_SECONDS)
 
 
 def _started(work: Callable[[], T]) -> Future[T]:

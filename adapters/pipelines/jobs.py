@@ -33,9 +33,9 @@ QueryParameter = bigquery.ScalarQueryParameter | bigquery.ArrayQueryParameter
 class Jobs:
     """Starts jobs, waits for them, and cancels them when their step is to stop.
 
-    One thread starts and waits; any other may call `stop`. BigQuery itself ends a job after `longest_s` seconds, whatever
-    becomes of this process. No call is left to the client library's own retries of ten
-    minutes: a job is started once, and failures are the caller's to retry.
+    One thread starts and waits; any other may call `stop`. BigQuery itself ends a job after `longest_s` seconds,
+    whatever becomes of this process. No call is left to the client library's own retries of ten minutes: a job is
+    started once, and failures are the caller's to retry.
     """
 
     def __init__(self, prefix: str, longest_s: float) -> None:

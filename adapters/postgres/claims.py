@@ -73,6 +73,9 @@ _LOCK: Final = SQL(
     " WHERE q.run_id = ANY(%(picked)s) AND {waiting} AND {ready}"
     " ORDER BY array_position(%(picked)s, q.run_id) LIMIT %(limit)s FOR UPDATE OF q SKIP LOCKED"
 ).format(waiting=_WAITING, ready=_READY)
+# As bytes: the driver would put the pieces together anew at every execution.
+_PICK_STATEMENT: Final = _PICK.as_bytes(None)
+_LOCK_STATEMENT: Final = _LOCK.as_bytes(None)
 
 
 def lock_next(cursor: Cursor[DictRow], limit: int) -> Sequence[tuple[str, str]]:
@@ -83,7 +86,7 @@ def lock_next(cursor: Cursor[DictRow], limit: int) -> Sequence[tuple[str, str]]:
         "customers": min(max(limit, _FEWEST_CUSTOMERS), _MOST_CUSTOMERS),
         "pivot": random.randint(-(2**31), 2**31 - 1),  # noqa: S311 - where the round begins is no secret
     }
-    picked = [row["run_id"] for row in cursor.execute(_PICK, wanted, prepare=True)]
+    picked = [row["run_id"] for row in cursor.execute(_PICK_STATEMENT, wanted, prepare=True)]
     return _locked(cursor, picked, limit)
 
 
@@ -95,5 +98,5 @@ def lock_named(cursor: Cursor[DictRow], run_id: str) -> Sequence[tuple[str, str]
 def _locked(cursor: Cursor[DictRow], picked: list[str], limit: int) -> Sequence[tuple[str, str]]:
     if not picked:
         return []
-    found = cursor.execute(_LOCK, {"picked": picked, "limit": limit}, prepare=True).fetchall()
+    found = cursor.execute(_LOCK_STATEMENT, {"picked": picked, "limit": limit}, prepare=True).fetchall()
     return [(row["run_id"], row["customer_id"]) for row in found]

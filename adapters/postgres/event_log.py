@@ -63,6 +63,9 @@ class Datastore(PostgresDatastore):
             open=False,
         )
 
+    def register_type_adapters(self) -> None:
+        """Nothing: events are stored as arrays, and a process may start while the database is away."""
+
     @contextmanager
     def transaction_cursor(self) -> Iterator[Cursor[DictRow]]:
         """A transaction; raises `Away` when the database is away and `Superseded` when another one was first."""

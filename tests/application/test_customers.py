@@ -1,7 +1,6 @@
 """Customers on the real store: who may become one, what they may keep, and what every change leaves behind."""
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -9,54 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from adapters.kms.vault import EnvelopeVault
-from adapters.postgres.credentials import SealedCredentials
 from adapters.postgres.data_keys import PostgresDataKeys
-from application import api_keys, credentials, customers, provider_configs, subscriptions, team
+from application import customers, subscriptions
 from application.customers import Issued
 from application.ports import Away, Purpose, SealedFor
 from domain.refusals import Conflict, Forbidden, Invalid, NotFound
+from tests.application.busy import Tables
+from tests.application.test_belongings import issue, revoke
 from tests.application.world import World, race
-
-
-def issue(world: World, customer_id: str = "acme") -> Issued:
-    command = api_keys.IssueApiKey(**world.stamp(), customer_id=customer_id)
-    return api_keys.issue_api_key(command, world.platform, world.vault)
-
-
-def revoke(world: World, api_key_id: str, customer_id: str = "acme") -> None:
-    command = api_keys.RevokeApiKey(**world.stamp(), customer_id=customer_id, api_key_id=api_key_id)
-    api_keys.revoke_api_key(command, world.platform)
-
-
-def add_credential(world: World, provider: str = "AWS", **more) -> str:
-    given = {"credential_type": "ACCESS_KEY", "credential_name": "reader", "credentials": {"secret": "s3cr3t"}, **more}
-    command = credentials.AddCredential(**world.stamp(), customer_id="acme", provider=provider, **given)
-    return credentials.add_credential(command, world.platform, world.vault)
-
-
-def configure(world: World, **more) -> str:
-    given = {
-        "provider": "GCP",
-        "domain": "cost",
-        "source_project_id": "acme-project",
-        "source_dataset": "billing_export",
-        "notification_emails": ("ops@acmecorp.com",),
-        **more,
-    }
-    command = provider_configs.ConfigureProvider(**world.stamp(), customer_id="acme", **given)
-    return provider_configs.configure_provider(command, world.platform)
-
-
-def add_member(world: World, email: str) -> str:
-    command = team.AddTeamMember(**world.stamp(), customer_id="acme", email=email, name="Ann")
-    return team.add_team_member(command, world.platform)
-
-
-class Tables:
-    """A warehouse in which every customer's tables are there."""
-
-    def ensure_customer(self, customer_id: str) -> list[str]:
-        return ["x_meta_pipeline_runs", "x_meta_step_logs", "x_meta_dq_results"]
 
 
 class Absent:
@@ -180,155 +139,6 @@ class TestProvisioning:
     def test_by_many_at_once(self, acme):
         race(8, lambda _: self.provision(acme))
         assert acme.kinds().count("DatasetProvisioned") == acme.kinds().count("RunScheduled") == 1
-
-
-class TestApiKeys:
-    def test_a_second_one_and_no_third(self, acme):
-        second = issue(acme)
-        assert not second.new_customer
-        with pytest.raises(Conflict, match="2 API keys are active"):
-            issue(acme)
-        revoke(acme, second.api_key_id)
-        row = acme.row("customer_api_keys", api_key_id=second.api_key_id)
-        assert (row["is_active"], row["revoked_at"]) == (False, acme.at)
-        issue(acme)
-
-    def test_two_at_once_never_make_three(self, acme):
-        answers = race(8, lambda _: issue(acme))
-        assert sum(isinstance(a, Issued) for a in answers) == 1
-        assert len(acme.rows("customer_api_keys")) == 2
-
-    def test_of_another_customer_are_not_there(self, acme):
-        acme.onboard("other")
-        theirs = acme.row("customer_api_keys", customer_id="other")["api_key_id"]
-        with pytest.raises(NotFound):
-            revoke(acme, theirs)
-        assert acme.row("customer_api_keys", customer_id="other")["is_active"]
-
-
-class TestCredentials:
-    def test_are_sealed_and_opened_for_their_customers_runs(self, acme):
-        credential_id = add_credential(acme, project_id="acme-1")
-        row = acme.row("customer_cloud_credentials")
-        assert (row["credential_id"], row["provider"], row["is_active"]) == (credential_id, "AWS", True)
-        assert b"s3cr3t" not in bytes(row["encrypted_credentials"])
-        reader = SealedCredentials(acme.datastore, acme.vault)
-        assert reader.credential("acme", "aws", None) == {"secret": "s3cr3t"}
-        assert reader.credential("acme", "AWS", "acme-1") == {"secret": "s3cr3t"}
-        assert reader.credential("acme", "AWS", "acme-2") is None
-        assert reader.credential("other", "AWS", None) is None
-
-    def test_the_newest_is_used_and_a_revoked_one_is_not(self, acme):
-        add_credential(acme, credentials={"n": 1})
-        acme.wait(seconds=1)
-        newest = add_credential(acme, credentials={"n": 2})
-        reader = SealedCredentials(acme.datastore, acme.vault)
-        assert reader.credential("acme", "AWS", None) == {"n": 2}
-        command = credentials.RevokeCredential(**acme.stamp(), customer_id="acme", credential_id=newest)
-        credentials.revoke_credential(command, acme.platform)
-        assert reader.credential("acme", "AWS", None) == {"n": 1}
-        with pytest.raises(NotFound):
-            credentials.revoke_credential(command, acme.platform)
-
-    def test_asking_again_with_the_same_id_finds_the_same(self, acme):
-        for _ in range(2):
-            assert add_credential(acme, credential_id="once") == "once"
-        assert acme.kinds().count("CredentialAdded") == 1
-
-    def test_as_many_providers_as_the_plan_allows(self, world):
-        world.onboard(plan="STARTER")
-        for provider in ("AWS", "AZURE", "OCI"):
-            add_credential(world, provider)
-        with pytest.raises(Forbidden, match="The plan allows 3 providers"):
-            add_credential(world, "OPENAI")
-        add_credential(world, "AWS")
-        world.limits(max_providers=4)
-        add_credential(world, "OPENAI")
-
-    def test_many_at_once_stay_within_the_plan(self, world):
-        world.onboard(plan="STARTER")
-        providers = ["AWS", "AZURE", "OCI", "OPENAI", "ANTHROPIC", "GCP"]
-        race(6, lambda n: add_credential(world, providers[n]))
-        assert len({row["provider"] for row in world.rows("customer_cloud_credentials")}) == 3
-
-    @pytest.mark.parametrize(
-        ("given", "told"),
-        [
-            ({"type": "user"}, "JSON key file"),
-            ({"type": "service_account", "project_id": "p"}, "lacks private_key, client_email"),
-            (
-                {
-                    "type": "service_account",
-                    "project_id": "p",
-                    "private_key": "k",
-                    "client_email": "e",
-                    "token_uri": "http://evil",
-                },
-                "token_uri must be Google's own",
-            ),
-            ({}, "must not be empty"),
-            ({"k": "x" * 40_000}, "larger than 32 kB"),
-        ],
-    )
-    def test_a_google_service_account_has_its_shape(self, acme, given, told):
-        with pytest.raises(ValidationError, match=told) as raised:
-            add_credential(acme, "GCP", credential_type="SERVICE_ACCOUNT", credentials=given)
-        assert "evil" not in str(raised.value)
-
-    def test_nothing_printed_holds_one(self, acme):
-        command = credentials.AddCredential(
-            **acme.stamp(),
-            customer_id="acme",
-            provider="AWS",
-            credential_type="KEY",
-            credential_name="n",
-            credentials={"secret": "s3cr3t"},
-        )
-        assert "s3cr3t" not in repr(command) + str(command)
-        assert json.loads(json.dumps(command.credentials)) == {"secret": "s3cr3t"}
-
-
-class TestProviderConfigurations:
-    def test_the_newest_comes_with_the_run(self, acme):
-        configure(acme, source_dataset="old")
-        acme.wait(seconds=1)
-        config_id = configure(acme)
-        acme.request(template="cost_billing", domain="cost")
-        [order] = acme.claim()
-        assert order.configuration == {
-            "source_project_id": "acme-project",
-            "source_dataset": "billing_export",
-            "notification_emails": ["ops@acmecorp.com"],
-        }
-        command = provider_configs.RemoveProviderConfig(**acme.stamp(), customer_id="acme", config_id=config_id)
-        provider_configs.remove_provider_config(command, acme.platform)
-        assert acme.row("customer_provider_configs", config_id=config_id)["deleted_at"] == acme.at
-        with pytest.raises(NotFound):
-            provider_configs.remove_provider_config(command, acme.platform)
-
-    def test_a_run_without_one_has_none(self, acme):
-        acme.request()
-        assert acme.claim()[0].configuration == {}
-
-
-class TestTeam:
-    def test_within_the_plan(self, world):
-        world.onboard(plan="STARTER")
-        first = add_member(world, "one@acme.com")
-        add_member(world, "two@acme.com")
-        with pytest.raises(Forbidden, match="2 team members"):
-            add_member(world, "three@acme.com")
-        with pytest.raises(Conflict):
-            add_member(world, "TWO@acme.com")
-        team.remove_team_member(
-            team.RemoveTeamMember(**world.stamp(), customer_id="acme", member_id=first), world.platform
-        )
-        assert not world.row("customer_team_members", member_id=first)["is_active"]
-        add_member(world, "three@acme.com")
-
-    def test_many_at_once_stay_within_the_plan(self, acme):
-        race(12, lambda n: add_member(acme, f"p{n}@acme.com"))
-        assert len(acme.rows("customer_team_members")) == 6
 
 
 class TestSuspension:

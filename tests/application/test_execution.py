@@ -1,29 +1,17 @@
 """From waiting runs to outcomes: one claimant each, no limit exceeded, no place lost, and late workers refused."""
 
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from uuid import UUID
 
-import pytest
-
-from adapters.postgres import leases
 from application import customers
 from application.execution import LEASE_SECONDS
-from application.platform import Superseded
 from application.ports import Expectation, RunReport, StepReport
 from domain.subscription import SlotReleased, SlotTaken
-from tests.application.test_customers import Tables
-from tests.application.world import Answer, World, race, until
+from tests.application.busy import Tables
+from tests.application.world import World, race
 
 FAILED = RunReport(succeeded=False, error="Table not found.")
 CAN_PASS = RunReport(succeeded=False, error="BigQuery answered 503.", can_pass=True)
-
-
-def expire(world: World) -> None:
-    """Let all leases run out."""
-    world.execute("UPDATE run_leases SET expires_at = clock_timestamp() - interval '1 millisecond'")
 
 
 def never_above(world: World, limit: int) -> bool:
@@ -304,109 +292,3 @@ class TestReporting:
         orders = acme.claim("w1")
         assert acme.report(orders, "w2") == [orders[0].run_id]
         assert acme.run(orders[0].run_id)["state"] == "RUNNING"
-
-
-class TestTakingOver:
-    def test_leaves_leases_alone_that_run(self, acme):
-        acme.request()
-        acme.claim()
-        acme.wait(days=365)
-        assert acme.take_over() == []
-
-    def test_brings_the_run_back_and_refuses_the_worker_that_wakes_up(self, acme):
-        run_id = acme.request()
-        late = acme.claim("w1")
-        expire(acme)
-        assert acme.take_over() == [run_id]
-        assert acme.usage() == (1, 1, 0)
-        assert acme.run(run_id)["state"] == "PENDING"
-        assert acme.report(late, "w1") == [run_id]
-        [order] = acme.claim("w2")
-        assert order.attempt == 2
-        assert acme.report(late, "w1") == [run_id]
-        assert acme.run(run_id)["state"] == "RUNNING"
-        assert acme.report([order], "w2") == []
-        assert acme.row("customer_usage")["pipelines_succeeded_today"] == 1
-
-    def test_fails_a_run_whose_workers_die_every_time(self, acme):
-        run_id = acme.request()
-        for _ in range(3):
-            assert len(acme.claim()) == 1
-            expire(acme)
-            acme.take_over()
-        run = acme.run(run_id)
-        assert (run["state"], run["error_message"]) == ("FAILED", "Worker w1 stopped answering during attempt 3.")
-        assert acme.row("customer_usage")["pipelines_failed_today"] == 1
-        assert acme.usage() == (1, 1, 0)
-
-    def test_a_cancelled_one_ends_there(self, acme):
-        run_id = acme.request()
-        acme.claim()
-        acme.cancel(run_id)
-        expire(acme)
-        acme.take_over()
-        assert acme.run(run_id)["state"] == "CANCELLED"
-
-    def test_by_many_at_once_frees_each_place_once(self, acme):
-        for _ in range(5):
-            acme.request()
-        acme.claim()
-        expire(acme)
-        answers = race(8, lambda _: acme.take_over())
-        assert sorted(run_id for answer in answers for run_id in answer) == sorted(
-            r["run_id"] for r in acme.rows("scheduled_pipeline_runs")
-        )
-        assert acme.usage() == (5, 5, 0)
-
-    def test_never_takes_a_lease_that_is_being_renewed(self, acme):
-        acme.request()
-        acme.claim("w1")
-        expire(acme)
-        assert len(leases.renew(acme.datastore, "w1", 60)) == 1
-        assert acme.take_over() == []
-
-
-class TestHeartbeats:
-    def test_say_what_is_held_and_what_must_stop(self, acme):
-        first, second = acme.request(), acme.request()
-        acme.claim("w1")
-        acme.cancel(first)
-        held = {lease.run_id: lease for lease in leases.renew(acme.datastore, "w1", 60)}
-        assert {run_id: lease.stop_asked for run_id, lease in held.items()} == {first: True, second: False}
-        assert leases.renew(acme.datastore, "w2", 60) == []
-
-    def test_a_new_claim_is_not_asked_to_stop(self, acme):
-        run_id = acme.request()
-        acme.claim("w1")
-        acme.execute("UPDATE run_leases SET stop_asked = true")
-        expire(acme)
-        acme.take_over()
-        acme.claim("w1")
-        assert [(lease.run_id, lease.stop_asked) for lease in leases.renew(acme.datastore, "w1", 60)] == [
-            (run_id, False)
-        ]
-
-    def test_meet_outcomes_without_a_deadlock(self, acme):
-        """Both touch all leases of one worker; whoever comes second waits with nothing in hand."""
-        assert len(beat_amid_a_report(acme, lambda: leases.renew(acme.datastore, "w1", 60))) == 2
-
-    def test_would_meet_in_one_if_they_locked_in_the_order_of_the_table(self, acme):
-        unordered = "UPDATE run_leases SET expires_at = clock_timestamp() WHERE worker_id = 'w1'"
-        with pytest.raises(Superseded, match="DeadlockDetected"):
-            beat_amid_a_report(acme, lambda: acme.execute(unordered))
-
-
-def beat_amid_a_report(world: World, beat: Callable[[], Answer]) -> Answer:
-    """What a heartbeat says that comes while the outcomes of two runs are being recorded."""
-    low, high = str(UUID(int=1)), str(UUID(int=2**128 - 1))
-    for run_id in (high, low):
-        world.request(run_id=run_id)
-        world.wait(seconds=1)
-    assert [o.run_id for o in world.claim("w1")] == [high, low]
-    with ThreadPoolExecutor(1) as threads:
-        with world.store.transaction() as session:
-            session.lock_runs([low])
-            beating = threads.submit(beat)
-            until(lambda: world.scalar("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
-            session.lock_runs([high])
-        return beating.result()

@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 from google.cloud import bigquery
 
+from adapters.bigquery.client import connect
 from adapters.pipelines import billing_data
 
 PLACE = "gcp/cost/cost_billing"
@@ -208,3 +209,25 @@ def test_the_generator_gives_the_same_for_the_same_seed():
 def test_totals_of_a_day_are_cost_and_credits():
     total = billing_data.DayTotal(rows=1, cost=Decimal("1.5"), credits=Decimal("-0.25"))
     assert replace(total, rows=2).billed == Decimal("1.25")
+
+
+def test_the_customers_own_project_is_read_with_the_credential_for_it(bench):
+    asked = []
+
+    class Keys:
+        def credential(self, *question: object) -> dict:
+            asked.append(question)
+            return {"type": "service_account", "private_key": "CANARY"}
+
+    project = f"customer-{bench.customer}"
+    theirs = connect(project, emulator_url=bench.url, location="US")
+    theirs.create_dataset("billing_export", timeout=30)
+    make(bench, f"{project}.billing_export.{TABLE}", line("2025-11-17", "1.25"))
+    bench.credentials = Keys()
+    configuration = {"source_project_id": project, "source_dataset": "billing_export"}
+    completed(bench, "2025-11-17", configuration=configuration)
+    assert asked == [(bench.customer, "GCP", project)]
+    assert billed(bench) == {date(2025, 11, 17): (1, Decimal("1.25"))}
+    assert "CANARY" not in repr(bench.progress.steps)
+    theirs.delete_dataset("billing_export", delete_contents=True, timeout=30)
+    theirs.close()
