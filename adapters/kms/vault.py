@@ -214,4 +214,5 @@ class EnvelopeVault:
 
 
 def _data_key_of(customer_id: str, group: KeyGroup) -> SealedFor:
-    return SealedFor(customer_id, "data-key", _WRAPPED_FOR[group])
+    # Ids that differ only in case are one customer, and share its keys.
+    return SealedFor(customer_id.lower(), "data-key", _WRAPPED_FOR[group])

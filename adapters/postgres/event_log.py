@@ -20,6 +20,7 @@ from application.ports import Away
 LOG_LOCK: Final = 0x0C0F_FEE1
 """The advisory lock that every append takes: events become visible in the order of their positions."""
 
+_AWAY: Final = "The database does not answer."
 _SECONDS: Final = 1000
 _OPTIONS: Final = (
     f"-c statement_timeout={30 * _SECONDS} -c lock_timeout={10 * _SECONDS}"
@@ -67,6 +68,15 @@ class Datastore(PostgresDatastore):
         """Nothing: events are stored as arrays, and a process may start while the database is away."""
 
     @contextmanager
+    def get_connection(self) -> Iterator[Connection[DictRow]]:
+        """The library's way to a connection. It would try ten times over when the database is away: `Away` at once."""
+        try:
+            with super().get_connection() as connection:
+                yield connection
+        except (persistence.OperationalError, persistence.InterfaceError) as e:
+            raise Away(_AWAY) from e
+
+    @contextmanager
     def transaction_cursor(self) -> Iterator[Cursor[DictRow]]:
         """A transaction; raises `Away` when the database is away and `Superseded` when another one was first."""
         with translated():
@@ -85,19 +95,13 @@ class Datastore(PostgresDatastore):
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Say the driver's errors, and those that the library makes of them, in the application's words."""
+    """Say the driver's errors in the application's words."""
     try:
         yield
     except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as e:
         raise Superseded(type(e).__name__) from e
-    except (
-        psycopg.OperationalError,
-        psycopg.InterfaceError,
-        PoolTimeout,
-        persistence.OperationalError,
-        persistence.InterfaceError,
-    ) as e:
-        raise Away("The database does not answer.") from e
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as e:
+        raise Away(_AWAY) from e
 
 
 class EventRecorder(PostgresApplicationRecorder):

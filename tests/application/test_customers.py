@@ -62,7 +62,6 @@ class TestOnboarding:
             acme.onboard("ACME", known_as=known_as)
         assert acme.kinds() == before
 
-    @pytest.mark.xfail(strict=True, raises=ValueError, reason="data keys are wrapped for an id's exact spelling")
     def test_in_another_case_after_a_crash_between_keys_and_customer(self, world):
         world.vault.prepare("Acme")
         world.vault.forget("Acme")

@@ -22,6 +22,7 @@ from domain.subscription import (
     Subscription,
     Usage,
 )
+from tests.domain.test_subscription import admit, opened
 
 
 class AgainstAModel(RuleBasedStateMachine):
