@@ -46,6 +46,7 @@ class Service:
     dsn: str
     datastore: Datastore
     store: PostgresStore
+    mapper: EventMapper
     platform: Platform
     log: PostgresLog
     checkpoints: PostgresCheckpoints
@@ -98,6 +99,7 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
         dsn=dsn,
         datastore=datastore,
         store=store,
+        mapper=mapper,
         platform=Platform(store, mapper),
         log=PostgresLog(store.recorder, mapper),
         checkpoints=PostgresCheckpoints(datastore),

@@ -17,6 +17,7 @@ Item = TypeVar("Item")
 
 _WRONG_CURSOR: Final = "cursor: is not a next_cursor of this list"
 _YEARS: Final = range(1970, 9999)
+_POSITION_DIGITS: Final = 18
 
 
 class Page(BaseModel, Generic[Item]):
@@ -63,6 +64,16 @@ class Paging:
             return date.fromisoformat(self._parts(1)[0])
         except ValueError:
             raise Invalid(_WRONG_CURSOR) from None
+
+    @property
+    def before_position(self) -> int | None:
+        """The place in the log at which the page before ended; raises `Invalid`."""
+        if self._cursor is None:
+            return None
+        text = self._parts(1)[0]
+        if not text.isdecimal() or len(text) > _POSITION_DIGITS:
+            raise Invalid(_WRONG_CURSOR)
+        return int(text)
 
     @property
     def after_name(self) -> str | None:

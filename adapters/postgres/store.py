@@ -106,6 +106,11 @@ class PostgresSession(Session):
             Recorded(r.event, replace(r.envelope, position=position))
             for r, position in zip(recorded, positions, strict=True)
         ]
+        self._cursor.execute(
+            "INSERT INTO customer_events (customer_id, position) SELECT * FROM unnest(%s::text[], %s::bigint[])",
+            ([r.envelope.customer_id for r in placed], positions),
+            prepare=True,
+        )
         rows.write(self._cursor, [change for r in placed for change in changes_of(r.event, r.envelope)])
         if snapshots:
             self._cursor.execute(

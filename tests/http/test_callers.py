@@ -30,6 +30,7 @@ CALLERS = {
         f"DELETE {ID}/team-members/{{member_id}}",
         f"GET {ID}/usage",
         f"GET {ID}/usage/history",
+        f"GET {ID}/events",
         f"GET {ID}/pipelines",
         "GET /api/v1/scheduler/customer/{customer_id}/pipelines",
         "POST /api/v1/scheduler/customer/{customer_id}/pipelines",

@@ -15,6 +15,13 @@ CREATE TABLE stored_events (
 );
 CREATE UNIQUE INDEX stored_events_notification_id_idx ON stored_events (notification_id);
 
+-- Which events are whose: an index of the log, written with it.
+CREATE TABLE customer_events (
+    customer_id text NOT NULL,
+    position bigint NOT NULL,
+    PRIMARY KEY (customer_id, position)
+);
+
 -- The newest state of long streams. Thrown away freely: the log has it all.
 CREATE TABLE snapshots (
     stream_id uuid PRIMARY KEY,

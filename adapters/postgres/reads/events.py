@@ -1,0 +1,27 @@
+"""A customer's own events, newest first."""
+
+from eventsourcing.persistence import Notification
+
+from adapters.postgres.event_log import Datastore
+
+_PAGE = (
+    "SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id FROM customer_events c"
+    " JOIN stored_events e ON e.notification_id = c.position"
+    " WHERE c.customer_id = %s AND (%s::bigint IS NULL OR c.position < %s) ORDER BY c.position DESC LIMIT %s"
+)
+
+
+def newest(datastore: Datastore, customer_id: str, *, before: int | None, limit: int) -> list[Notification]:
+    """At most `limit` stored events of the customer, its subscription and its runs, before a position of the log."""
+    with datastore.reading() as cursor:
+        found = cursor.execute(_PAGE, (customer_id, before, before, limit), prepare=True).fetchall()
+    return [
+        Notification(
+            id=row["notification_id"],
+            originator_id=row["originator_id"],
+            originator_version=row["originator_version"],
+            topic=row["topic"],
+            state=bytes(row["state"]),
+        )
+        for row in found
+    ]
