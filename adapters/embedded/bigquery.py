@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     "BQEMU_TIME_TRAVEL_RETENTION_DAYS": "0",
     # DuckDB takes 80 % of the machine's memory and no setting of the emulator reaches it, but it believes a batch
     # scheduler's word on what it may use. Beyond that it works from disk.
-    "SLURM_MEM_PER_NODE": "384M",
+    "SLURM_MEM_PER_NODE": "256M",
     "SLURM_CPUS_ON_NODE": "2",
     # Memory that is free goes back to the system soon.
     "DUCKDB_JE_MALLOC_CONF": "narenas:1,dirty_decay_ms:500,muzzy_decay_ms:0",
@@ -52,7 +52,7 @@ _READY_SECONDS = 60
 _STOP_SECONDS = 10
 _SILENT_SECONDS = 60
 """How long it may leave /healthz without an answer: one long query blocks it whole."""
-_RESIDENT_BYTES = 620 * 1024 * 1024
+_RESIDENT_BYTES = 520 * 1024 * 1024
 """Where a restart is due: every job's result stays in its memory. Idle it takes 210 MB."""
 _SETTLED_SECONDS = 300
 """No restart for memory sooner than this after a start, so that a large warehouse is slow rather than away."""
@@ -203,7 +203,14 @@ class EmbeddedBigQuery:
         return self._data / "bqemulator.duckdb"
 
     def _environment(self) -> dict[str, str]:
-        return {"HOME": str(self._home), "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **_ENVIRONMENT}
+        # Uploads are staged under one fixed name in the temporary directory, where another user's may stand already.
+        return {
+            "HOME": str(self._home),
+            "TMPDIR": str(self._home),
+            "PATH": os.defpath,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **_ENVIRONMENT,
+        }
 
     def _launch(self) -> None:
         for directory in (self._data, self._home):

@@ -1,5 +1,6 @@
 """The embedded BigQuery: it starts without a network, keeps its tables, comes back, and is wiped when damaged."""
 
+import io
 import os
 import signal
 import socket
@@ -185,6 +186,18 @@ def test_its_memory_stays_within_bounds(tmp_path):
         sql = "SELECT COUNT(DISTINCT TO_HEX(SHA256(CAST(n AS STRING)))) FROM UNNEST(GENERATE_ARRAY(1, 2000000)) AS n"
         assert rows(emulator.url, sql) == [(2_000_000,)]
         assert emulator.resident_bytes < 450 * 2**20
+
+
+def test_what_is_uploaded_stays_in_its_own_directory(tmp_path):
+    """One fixed place for all users of a machine would be the first one's alone."""
+    with EmbeddedBigQuery(tmp_path, free_port()) as emulator, client(emulator.url) as warehouse:
+        remember(emulator.url, "kept", 1)
+        config = bigquery.LoadJobConfig(source_format=bigquery.SourceFormat.NEWLINE_DELIMITED_JSON)
+        warehouse.load_table_from_file(
+            io.BytesIO(b'{"value": 2}\n'), "laptop.kept.remembered", job_config=config
+        ).result(timeout=30, retry=None)
+        assert remembered(emulator.url) == [(1,), (2,)]
+        assert (tmp_path / "home" / "bqemu_uploads").is_dir()
 
 
 def test_finished_jobs_are_forgotten_at_the_next_start(tmp_path):
