@@ -81,6 +81,13 @@ class Reporter:
         except RetryError:
             logger.error("the outcomes of %d runs could not be recorded; they will run again", len(outcomes))  # noqa: TRY400 - the warnings before it say why
             return
+        except Exception:
+            logger.exception("the outcomes of %d runs cannot be recorded", len(outcomes))
+            if len(outcomes) > 1:
+                # One that cannot be recorded must not keep the others from it.
+                for outcome in outcomes:
+                    self._record([outcome])
+            return
         for run_id in refused:
             logger.warning("run %s was no longer ours: another worker has it", run_id)
 

@@ -151,7 +151,7 @@ class Worker:
         with self._lock:
             attempts = list(self._held.items())
         try:
-            answer = leases.renew(self._service.datastore, self.worker_id, self._lease_s)
+            answer = leases.renew(self._service.datastore, self.worker_id, [key for key, _ in attempts], self._lease_s)
         except Away:
             if time.monotonic() - self._renewed > LOST_AFTER_S:
                 self._stop_all("lost")

@@ -1,5 +1,6 @@
 """Leases between events: heartbeats, by the database's clock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -7,8 +8,9 @@ from adapters.postgres.event_log import Datastore
 
 # Locked in the order in which outcomes are recorded: the two meet on the leases of one worker all the time.
 _RENEW: Final = (
-    "WITH held AS MATERIALIZED"
-    " (SELECT run_id FROM run_leases WHERE worker_id = %(worker)s ORDER BY run_id FOR UPDATE)"
+    "WITH held AS MATERIALIZED (SELECT r.run_id FROM run_leases r"
+    " JOIN unnest(%(runs)s::text[], %(attempts)s::integer[]) AS w(run_id, attempt) USING (run_id, attempt)"
+    " WHERE r.worker_id = %(worker)s ORDER BY r.run_id FOR UPDATE OF r)"
     " UPDATE run_leases l SET expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)"
     " FROM held WHERE l.run_id = held.run_id RETURNING l.run_id, l.attempt, l.stop_asked"
 )
@@ -23,8 +25,17 @@ class Held:
     stop_asked: bool
 
 
-def renew(datastore: Datastore, worker_id: str, seconds: float) -> list[Held]:
-    """Renew all leases of a worker with one statement; what is not in the answer is held no more."""
+def renew(datastore: Datastore, worker_id: str, attempts: Sequence[tuple[str, int]], seconds: float) -> list[Held]:
+    """Renew the leases of these runs and attempts with one statement; what is not in the answer is held no more.
+
+    Only what is named is renewed: another process of the same worker id may have died with runs of its own.
+    """
+    wanted = {
+        "seconds": seconds,
+        "worker": worker_id,
+        "runs": [run_id for run_id, _ in attempts],
+        "attempts": [attempt for _, attempt in attempts],
+    }
     with datastore.reading() as cursor:
-        rows = cursor.execute(_RENEW, {"seconds": seconds, "worker": worker_id}, prepare=True).fetchall()
+        rows = cursor.execute(_RENEW, wanted, prepare=True).fetchall()
     return [Held(row["run_id"], row["attempt"], row["stop_asked"]) for row in rows]

@@ -72,7 +72,7 @@ class TestTakingOver:
         acme.request()
         acme.claim("w1")
         expire(acme)
-        assert len(leases.renew(acme.datastore, "w1", 60)) == 1
+        assert len(acme.beat("w1")) == 1
         assert acme.take_over() == []
 
 
@@ -81,9 +81,18 @@ class TestHeartbeats:
         first, second = acme.request(), acme.request()
         acme.claim("w1")
         acme.cancel(first)
-        held = {lease.run_id: lease for lease in leases.renew(acme.datastore, "w1", 60)}
+        held = {lease.run_id: lease for lease in acme.beat("w1")}
         assert {run_id: lease.stop_asked for run_id, lease in held.items()} == {first: True, second: False}
-        assert leases.renew(acme.datastore, "w2", 60) == []
+        assert acme.beat("w2") == []
+
+    def test_keep_nothing_alive_that_is_not_named(self, acme):
+        """Two processes of one worker id, one of which died: its run must be taken over."""
+        mine, dead = acme.request(), acme.request()
+        acme.claim("w1")
+        expire(acme)
+        assert [held.run_id for held in leases.renew(acme.datastore, "w1", [(mine, 1)], 60)] == [mine]
+        assert leases.renew(acme.datastore, "w1", [(mine, 2)], 60) == []
+        assert acme.take_over() == [dead]
 
     def test_a_new_claim_is_not_asked_to_stop(self, acme):
         run_id = acme.request()
@@ -92,13 +101,11 @@ class TestHeartbeats:
         expire(acme)
         acme.take_over()
         acme.claim("w1")
-        assert [(lease.run_id, lease.stop_asked) for lease in leases.renew(acme.datastore, "w1", 60)] == [
-            (run_id, False)
-        ]
+        assert [(lease.run_id, lease.stop_asked) for lease in acme.beat("w1")] == [(run_id, False)]
 
     def test_meet_outcomes_without_a_deadlock(self, acme):
         """Both touch all leases of one worker; whoever comes second waits with nothing in hand."""
-        assert len(beat_amid_a_report(acme, lambda: leases.renew(acme.datastore, "w1", 60))) == 2
+        assert len(beat_amid_a_report(acme, lambda: acme.beat("w1"))) == 2
 
     def test_would_meet_in_one_if_they_locked_in_the_order_of_the_table(self, acme):
         unordered = "UPDATE run_leases SET expires_at = clock_timestamp() WHERE worker_id = 'w1'"

@@ -17,6 +17,7 @@ from psycopg.rows import dict_row
 
 from adapters.kms.local import LocalKeyFile
 from adapters.kms.vault import EnvelopeVault
+from adapters.postgres import leases
 from adapters.postgres.data_keys import PostgresDataKeys
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.schema import migrate
@@ -156,6 +157,13 @@ class World:
         )
         with self.datastore.reading() as cursor:
             return cursor.execute(query, list(where.values())).fetchall()
+
+    def beat(self, worker: str) -> list[leases.Held]:
+        """A heartbeat of a worker that believes it holds every run ever leased to it."""
+        with self.datastore.reading() as cursor:
+            query = "SELECT run_id, attempt FROM run_leases WHERE worker_id = %s"
+            mine = [(row["run_id"], row["attempt"]) for row in cursor.execute(query, (worker,))]
+        return leases.renew(self.datastore, worker, mine, 60)
 
     def row(self, table: str, **where: Any) -> dict[str, Any]:
         [row] = self.rows(table, **where)

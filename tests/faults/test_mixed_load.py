@@ -9,7 +9,6 @@ from threading import Lock
 
 import pytest
 
-from adapters.postgres import leases
 from adapters.postgres.store import PostgresSession, PostgresStore
 from application.platform import Platform, Superseded
 from application.ports import RunReport
@@ -96,7 +95,7 @@ def act(world: World, number: int, seconds: float) -> Counter[str]:  # noqa: C90
         world.take_over()
 
     deeds = [claim, claim, report, report, report, cancel, tick, change, take_over, world.suspend, world.reactivate]
-    deeds += [world.reactivate, world.request, world.request, lambda _: leases.renew(world.datastore, worker, 60)]
+    deeds += [world.reactivate, world.request, world.request, lambda _: world.beat(worker)]
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         deed = chance.choice(deeds)

@@ -166,7 +166,7 @@ def test_whatever_is_asked_of_a_database_that_is_away_says_so(tmp_path):
             log.end,
             lambda: checkpoints.position("p"),
             lambda: checkpoints.advance("p", 0, 1),
-            lambda: leases.renew(world.datastore, "w1", 60),
+            lambda: leases.renew(world.datastore, "w1", [], 60),
             lambda: PostgresDataKeys(world.datastore).get("acme", "x"),
             lead,
         ]
