@@ -195,16 +195,25 @@ def query(
     ],
     *,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show at most this many rows; 0 for all.")] = 100,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, help="Seconds to let BigQuery catch up with what was done before.")
+    ] = 5.0,
     as_json: Json = False,
     use_legacy_sql: Annotated[str, typer.Option("--use_legacy_sql", hidden=True)] = "false",
 ) -> None:
     """Run SQL in BigQuery, the local one or Google's: a `bq query` line works after the word query as it is."""
     if use_legacy_sql.lower() != "false":
         console.fail("--use_legacy_sql: only GoogleSQL is understood here.", console.WRONG)
-    settings = _place().settings
+    place = _place()
+    from adapters.query import events_behind
     from adapters.query import query as ask
 
-    answer = ask(settings, sys.stdin.read() if sql == "-" else sql, limit)
+    behind = events_behind(place.dsn, wait) if place.dsn and wait else 0
+    if behind is None:
+        console.ERR.print("The database does not answer: the rows may be behind.", style="yellow")
+    elif behind:
+        console.ERR.print(f"BigQuery is {console.counted(behind, 'event')} behind.", style="yellow")
+    answer = ask(place.settings, sys.stdin.read() if sql == "-" else sql, limit)
     if answer.warning:
         console.ERR.print(answer.warning, style="yellow", markup=False)
     if as_json:

@@ -1,14 +1,18 @@
 """SQL for BigQuery from the command line: what the guide's `bq query` lines do, on whatever the service uses."""
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
+import psycopg
 from google.cloud import bigquery
+from psycopg.rows import TupleRow
 
 from adapters.bigquery.client import connect, plain_errors, run
+from adapters.postgres.event_log import connection_arguments
 from adapters.process import Unable
 from adapters.settings import Settings
 from application.ports import Away
@@ -18,6 +22,7 @@ _CHANGES: Final = re.compile(
     r"\A(?:\s|--[^\n]*\n|/\*.*?\*/)*(INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b[^`\w]*(?:\b(?:INTO|FROM|TABLE)\b\s*)?([`\w.:-]+)",
     re.IGNORECASE | re.DOTALL,
 )
+_POSITION: Final = "SELECT coalesce((SELECT position FROM checkpoints WHERE projection = 'bigquery'), 0)"
 _INSTEAD: Final = {
     "customer_profiles": "POST /api/v1/admin/customers/{id}/reactivate (or suspend)",
     "customer_subscriptions": "PATCH /api/v1/admin/customers/{id}/limits (or PUT …/plan)",
@@ -38,6 +43,27 @@ class Answer:
     statement: str = "SELECT"
     warning: str | None = None
     returns_rows: bool = field(default=True)
+
+
+def events_behind(dsn: str, patience_s: float) -> int | None:
+    """Wait until BigQuery's rows follow from every event there is now; how many are missing when patience ends.
+
+    None when the database does not say. The order of commands is kept this way: what was done before is seen.
+    """
+    try:
+        with psycopg.connect(**connection_arguments(dsn, name="query"), autocommit=True) as connection:
+            end = _number(connection, "SELECT coalesce(max(notification_id), 0) FROM stored_events")
+            until = time.monotonic() + patience_s
+            while (behind := end - _number(connection, _POSITION)) > 0 and time.monotonic() < until:
+                time.sleep(0.05)
+            return max(0, behind)
+    except psycopg.Error:
+        return None
+
+
+def _number(connection: psycopg.Connection[TupleRow], statement: LiteralString) -> int:
+    row = connection.execute(statement).fetchone()
+    return int(row[0]) if row else 0
 
 
 def query(settings: Settings, sql: str, limit: int) -> Answer:

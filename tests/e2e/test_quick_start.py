@@ -67,14 +67,11 @@ def test_a_run_shows_up_in_bigquery(serve, customer):
    FROM `{PROJECT}.{customer["customer_id"]}.x_meta_pipeline_runs`
    ORDER BY start_time DESC LIMIT 1"""
 
-    def look():
-        rows = serve.json("query", "--use_legacy_sql=false", sql)
-        assert rows
-        assert rows[0]["pipeline_logging_id"] == run_id
-        assert rows[0]["status"] == "COMPLETED"
-        assert rows[0]["pipeline_id"] == "gcp-example-dryrun"
-
-    eventually(look)
+    # Asked at once: the command lets BigQuery catch up first.
+    [row] = serve.json("query", "--use_legacy_sql=false", "--wait", "60", sql)
+    assert row["pipeline_logging_id"] == run_id
+    assert row["status"] == "COMPLETED"
+    assert row["pipeline_id"] == "gcp-example-dryrun"
 
 
 def test_the_profile_is_one_active_row(serve, customer):
