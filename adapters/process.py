@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Final
 
@@ -19,6 +19,9 @@ GRACE_S: Final = 28.0
 
 _ONE_S: Final = 0.3
 """Signals that come together are one: `timeout` and other parents pass a Ctrl-C on to those who have it already."""
+
+
+_LOOK_S: Final = 0.2
 
 
 class Unable(Exception):  # noqa: N818 - it says what the process is
@@ -71,7 +74,12 @@ class Shutdown:
 
     def wait(self) -> str:
         """Returns the reason as soon as there is one: a signal's name, or a sentence."""
-        return self._reasons.get()
+        while True:
+            # In short waits: a signal that comes just before a wait begins does not interrupt it.
+            try:
+                return self._reasons.get(timeout=_LOOK_S)
+            except Empty:
+                continue
 
 
 class Part:
