@@ -10,6 +10,7 @@ from adapters.postgres.listener import Listener
 from application.execution import LEASE_SECONDS, TakeOver, take_over
 from application.ports import Away
 from application.scheduling import Triggered, TriggerSchedules, trigger_schedules
+from domain.envelope import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +18,11 @@ MAX_SLEEP = timedelta(seconds=30)
 """How long the scheduler sleeps at most: the safety net under a notification that was lost."""
 
 
-def trigger_now(service: Service, actor: str) -> Triggered:
+def trigger_now(service: Service, by: Origin) -> Triggered:
     """Trigger all slots that are due by the database's clock: what the scheduler does, and POST /scheduler/trigger."""
     with service.store.transaction() as session:
         now = session.now()
-    return trigger_schedules(TriggerSchedules(at=now, by=origin(actor)), service.platform, service.registry)
+    return trigger_schedules(TriggerSchedules(at=now, by=by), service.platform, service.registry)
 
 
 def run_scheduler(service: Service, stop: threading.Event) -> None:
@@ -41,7 +42,7 @@ def run_scheduler(service: Service, stop: threading.Event) -> None:
 
 def _step(service: Service) -> timedelta:
     try:
-        done = trigger_now(service, "scheduler")
+        done = trigger_now(service, origin("scheduler"))
         if done.triggered:
             logger.info("triggered %d pipelines: %d queued, %d skipped", done.triggered, done.queued, done.skipped)
         return _until_next_slot(service)
