@@ -28,7 +28,7 @@ CREATE TABLE snapshots (
     version bigint NOT NULL,
     shape integer NOT NULL,
     state bytea NOT NULL
-);
+) WITH (fillfactor = 50);
 
 -- Customers' data keys, wrapped. Beside the log, so that destroying one erases what it sealed.
 CREATE TABLE data_keys (
