@@ -219,12 +219,6 @@ class Transaction:
     def runs(self, runs: Sequence[tuple[UUID, str]]) -> dict[UUID, Stream[PipelineRun, RunEvent]]:
         return {stream.stream_id: stream for stream in self._load(RUN, runs)}
 
-    def new_runs(self, runs: Sequence[tuple[UUID, str]]) -> list[Stream[PipelineRun, RunEvent]]:
-        """Streams taken to be new, without a look: appending to one that exists is a version conflict."""
-        fresh = [Stream(RUN, stream_id, customer_id) for stream_id, customer_id in runs]
-        self._streams.update({stream.stream_id: stream for stream in fresh})
-        return fresh
-
     def lock(self, customer_ids: Iterable[str]) -> None:
         """Hold these customers against other deciders, before their streams are loaded."""
         self.session.lock_customers(sorted(set(customer_ids)))

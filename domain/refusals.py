@@ -25,10 +25,6 @@ class Forbidden(Refusal):
     """This caller, plan or status may not do it."""
 
 
-class Unavailable(Refusal):
-    """Something the service leans on is away; trying again later may work."""
-
-
 class Limit(StrEnum):
     """The limits of a subscription that a run can meet, in the order in which they are checked."""
 

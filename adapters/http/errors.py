@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from application.platform import Superseded
 from application.ports import Away
-from domain.refusals import Conflict, Forbidden, Invalid, Limit, NotFound, QuotaExceeded, Unavailable
+from domain.refusals import Conflict, Forbidden, Invalid, Limit, NotFound, QuotaExceeded
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     Conflict: 409,
     Forbidden: 403,
     QuotaExceeded: 429,
-    Unavailable: 503,
     Away: 503,
     Superseded: 503,
     PreconditionFailed: 412,
