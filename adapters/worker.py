@@ -74,6 +74,13 @@ class Worker:
             lease_seconds=self._lease_s,
         )
         orders = claim_runs(command, self._service.platform)
+        if not orders:
+            return []
+        # A claim whose answer was lost, or that took too long, is not executed: nobody would know of it.
+        keys = [(order.run_id, order.attempt) for order in orders]
+        begun = leases.renew(self._service.datastore, self.worker_id, keys, self._lease_s)
+        held = {(lease.run_id, lease.attempt) for lease in begun}
+        orders = [order for order in orders if (order.run_id, order.attempt) in held]
         with self._lock:
             self._held.update({(order.run_id, order.attempt): _Attempt(order) for order in orders})
         return orders

@@ -16,7 +16,7 @@ from application.ports import RunOrder, RunReport, StepReport
 from application.runs import give_back
 from domain.pipeline_run import ExpectationMet, PipelineRun, RunState, StepFinished, Trigger
 from domain.refusals import Conflict
-from domain.subscription import Status
+from domain.subscription import Start, Status
 
 LEASE_SECONDS: Final = 60.0
 _LOOKS: Final = 20
@@ -57,26 +57,37 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
     tx.lock(customer_id for _, customer_id in found)
     subscriptions = tx.subscriptions(sorted({customer_id for _, customer_id in found}))
     runs = tx.runs([(UUID(run_id), customer_id) for run_id, customer_id in found])
-    claimed: list[tuple[str, PipelineRun]] = []
-    starting: dict[str, list[str]] = defaultdict(list)
+    waiting: dict[str, list[Start]] = defaultdict(list)
+    free: list[str] = []
     for run_id, customer_id in found:
-        run, subscription = runs[UUID(run_id)], subscriptions[customer_id].must("No such customer.")
+        run = runs[UUID(run_id)]
         state = run.must("No such run.")
-        if not state.ready(now) or len(claimed) == command.limit:
+        if not state.ready(now):
             continue
-        if state.order.trigger_type is not Trigger.ONBOARDING:
-            if subscription.status is not Status.ACTIVE:
-                run.append(state.skip(now, "The customer's account is suspended."))
-                give_back(tx, command, run_id, state)
-                continue
-            if subscription.places() <= len(starting[customer_id]):
-                continue
-            starting[customer_id].append(run_id)
+        if state.order.trigger_type is Trigger.ONBOARDING:
+            free.append(run_id)
+        elif subscriptions[customer_id].must("No such customer.").status is Status.ACTIVE:
+            waiting[customer_id].append(_start(run_id, state))
+        else:
+            run.append(state.skip(now, "The customer's account is suspended."))
+            give_back(tx, command, run_id, state)
+    startable = {
+        customer_id: subscriptions[customer_id].must("No such customer.").startable(starts)
+        for customer_id, starts in waiting.items()
+    }
+    allowed = {start.run_id for starts in startable.values() for start in starts}.union(free)
+    chosen = [(run_id, customer_id) for run_id, customer_id in found if run_id in allowed][: command.limit]
+    claimed: list[tuple[str, PipelineRun]] = []
+    for run_id, _ in chosen:
+        run = runs[UUID(run_id)]
+        state = run.must("No such run.")
         run.append(state.claim(command.worker_id, now, timedelta(seconds=command.lease_seconds)))
         claimed.append((run_id, run.must("No such run.")))
-    for customer_id, run_ids in starting.items():
+    taken = {run_id for run_id, _ in chosen}
+    for customer_id, starts in startable.items():
         stream = subscriptions[customer_id]
-        stream.append(stream.must("No such customer.").take_slots(run_ids, now))
+        taking = [start for start in starts if start.run_id in taken]
+        stream.append(stream.must("No such customer.").take_slots(taking, now))
     tx.session.take_leases(
         [Lease(run_id, run.customer_id, command.worker_id, run.attempt) for run_id, run in claimed],
         command.lease_seconds,
@@ -85,6 +96,13 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
         {(run.customer_id, run.order.provider, run.order.domain) for _, run in claimed}
     )
     return [_order(run_id, run, configurations) for run_id, run in claimed], len(found)
+
+
+def _start(run_id: str, run: PipelineRun) -> Start:
+    """What the subscription must know: runs asked for by hand, retries and back-fill hold up no scheduled one."""
+    trigger = run.order.trigger_type
+    pipeline = run.order.config_id if trigger is Trigger.SCHEDULED else None
+    return Start(run_id, pipeline=pipeline, backfill=trigger is Trigger.BACKFILL)
 
 
 def _order(run_id: str, run: PipelineRun, configurations: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> RunOrder:
@@ -225,7 +243,7 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
         released: dict[str, dict[str, bool | None]] = defaultdict(dict)
         for lease in leases:
             run = runs[UUID(lease.run_id)]
-            run.append(run.must("No such run.").expire(now))
+            run.append(run.must("No such run.").expire(now, begun=lease.begun))
             failed = run.must("No such run.").state is RunState.FAILED
             released[lease.customer_id][lease.run_id] = False if failed else None
         _release(tx, command, {c: subscriptions[c] for c in released}, released)

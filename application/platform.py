@@ -72,12 +72,13 @@ class DuePipeline:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A run that a worker holds, and until when by the database's clock."""
+    """A run that a worker holds for a while, by the database's clock; `begun` once the worker executes it."""
 
     run_id: str
     customer_id: str
     worker_id: str
     attempt: int
+    begun: bool = False
 
 
 class Session(Protocol):
@@ -155,7 +156,7 @@ class Kind(Generic[State, Event]):
 
 CUSTOMER: Final[Kind[Customer, CustomerEvent]] = Kind("customer", customer.evolve)
 SUBSCRIPTION: Final[Kind[Subscription, SubscriptionEvent]] = Kind(
-    "subscription", subscription.evolve, msgspec.json.Decoder(Subscription)
+    "subscription", subscription.evolve, msgspec.json.Decoder(Subscription), shape=2
 )
 RUN: Final[Kind[PipelineRun, RunEvent]] = Kind("run", pipeline_run.evolve)
 

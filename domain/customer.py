@@ -103,6 +103,7 @@ class Pipeline:
     catch_up: str = "latest"
     overlap: str = "queue"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    jitter_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +157,22 @@ class Reactivated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulesPaused:
+    """No pipeline has a next slot until the schedules are resumed; `resting` are those that had one."""
+
+    reason: str
+    resting: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulesResumed:
+    """`next_run_times` are the first slots after the command: what was missed stays missed."""
+
+    reason: str
+    next_run_times: Mapping[str, datetime]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContactChanged:
     company_name: PersonalText
     admin_email: PersonalText
@@ -178,6 +195,8 @@ CustomerEvent = (
     | TeamMemberRemoved
     | Suspended
     | Reactivated
+    | SchedulesPaused
+    | SchedulesResumed
     | ContactChanged
 )
 
@@ -208,6 +227,7 @@ class Customer:
     provider_configs: Mapping[str, ProviderConfigured] = field(default_factory=dict)
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
     team: Mapping[str, str] = field(default_factory=dict)
+    schedules_paused: bool = False
 
     def _active(self) -> None:
         if self.status is Status.SUSPENDED:
@@ -280,11 +300,12 @@ class Customer:
         self._active()
         if len(self.pipelines) >= MAX_PIPELINES:
             raise Forbidden(f"A customer can have {MAX_PIPELINES} scheduled pipelines. Delete one first.")
-        return (
-            PipelineConfigured(
-                config_id=config_id, pipeline=pipeline, next_run_time=next_run_time if pipeline.is_active else None
-            ),
-        )
+        slot = self._slot(pipeline, next_run_time)
+        return (PipelineConfigured(config_id=config_id, pipeline=pipeline, next_run_time=slot),)
+
+    def _slot(self, pipeline: Pipeline, next_run_time: datetime) -> datetime | None:
+        """A pipeline that rests, by itself or with all of them, has no next slot."""
+        return next_run_time if pipeline.is_active and not self.schedules_paused else None
 
     def pipeline(self, config_id: str) -> Pipeline:
         if config_id not in self.pipelines:
@@ -296,11 +317,8 @@ class Customer:
         self._active()
         if self.pipeline(config_id) == pipeline:
             return ()
-        return (
-            PipelineChanged(
-                config_id=config_id, pipeline=pipeline, next_run_time=next_run_time if pipeline.is_active else None
-            ),
-        )
+        slot = self._slot(pipeline, next_run_time)
+        return (PipelineChanged(config_id=config_id, pipeline=pipeline, next_run_time=slot),)
 
     def remove_pipeline(self, config_id: str) -> tuple[CustomerEvent, ...]:
         self.pipeline(config_id)
@@ -322,14 +340,31 @@ class Customer:
     def suspend(self, reason: str) -> tuple[CustomerEvent, ...]:
         if self.status is Status.SUSPENDED:
             return ()
-        resting = tuple(config_id for config_id, pipeline in self.pipelines.items() if pipeline.is_active)
-        return (Suspended(reason=reason, resting=resting),)
+        return (Suspended(reason=reason, resting=self._scheduled()),)
+
+    def _scheduled(self) -> tuple[str, ...]:
+        """The pipelines that have a next slot."""
+        if self.schedules_paused or self.status is Status.SUSPENDED:
+            return ()
+        return tuple(config_id for config_id, pipeline in self.pipelines.items() if pipeline.is_active)
+
+    def pause_schedules(self, reason: str) -> tuple[CustomerEvent, ...]:
+        """No slot becomes a run until the schedules are resumed; runs that wait or run go on."""
+        self._active()
+        return () if self.schedules_paused else (SchedulesPaused(reason=reason, resting=self._scheduled()),)
+
+    def resume_schedules(self, reason: str, next_run_times: Mapping[str, datetime]) -> tuple[CustomerEvent, ...]:
+        """`next_run_times` holds the next slot of every active pipeline."""
+        self._active()
+        if not self.schedules_paused:
+            return ()
+        return (SchedulesResumed(reason=reason, next_run_times=dict(next_run_times)),)
 
     def reactivate(self, reason: str, next_run_times: Mapping[str, datetime]) -> tuple[CustomerEvent, ...]:
-        """`next_run_times` holds the next slot of every active pipeline."""
+        """`next_run_times` holds the next slot of every active pipeline; paused schedules stay paused."""
         if self.status is Status.ACTIVE:
             return ()
-        return (Reactivated(reason=reason, next_run_times=dict(next_run_times)),)
+        return (Reactivated(reason=reason, next_run_times={} if self.schedules_paused else dict(next_run_times)),)
 
     def change_contact(self, company_name: str | None, admin_email: str | None) -> tuple[CustomerEvent, ...]:
         company, email = company_name or self.company_name, admin_email or self.admin_email
@@ -380,5 +415,9 @@ def evolve(state: Customer | None, event: CustomerEvent) -> Customer:  # noqa: C
             return replace(state, status=Status.SUSPENDED)
         case Reactivated():
             return replace(state, status=Status.ACTIVE)
+        case SchedulesPaused():
+            return replace(state, schedules_paused=True)
+        case SchedulesResumed():
+            return replace(state, schedules_paused=False)
         case ContactChanged(company_name=company_name, admin_email=admin_email):
             return replace(state, company_name=company_name, admin_email=admin_email)

@@ -35,6 +35,7 @@ class Trigger(StrEnum):
     SCHEDULED = "scheduled"
     RETRY = "retry"
     ONBOARDING = "onboarding"
+    BACKFILL = "backfill"
 
 
 class Priority(IntEnum):
@@ -45,6 +46,7 @@ class Priority(IntEnum):
     RETRY = 20
     SCHEDULED = 30
     CATCH_UP = 40
+    BACKFILL = 50
 
 
 MAX_ATTEMPTS: Final = 3
@@ -58,6 +60,7 @@ class RunScheduled:
 
     `counted_on` is the UTC day whose quota it took a unit of, None when it counts against none; `next_run_time` is the
     pipeline's next slot, `missed_since` the oldest of the missed slots that this run stands for besides its own.
+    Before `not_before` no worker may have it.
     """
 
     customer_id: str
@@ -76,6 +79,8 @@ class RunScheduled:
     missed_since: datetime | None = None
     retry_of: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    not_before: datetime | None = None
+    backfill_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,16 +257,20 @@ class PipelineRun:
             return self._cancelled(at)
         return (RunRequeued(attempt=attempt, not_before=at, reason=reason, spent=False),)
 
-    def expire(self, at: datetime) -> tuple[RunEvent, ...]:
+    def expire(self, at: datetime, *, begun: bool) -> tuple[RunEvent, ...]:
         """The lease ran out: the run goes back to the queue, or has failed when its attempts are used up.
 
-        Whether it ran out is the caller's to say, by the database's clock: leases are renewed without events.
+        Whether it ran out, and whether the worker had `begun` to execute it, is the caller's to say: leases are kept
+        by the database's clock, without events. A claim whose worker never began costs no attempt.
         """
         if self.state is not RunState.RUNNING:
             return ()
-        reason = f"Worker {self.worker_id} stopped answering during attempt {self.attempt}."
         if self.cancel_requested:
             return self._cancelled(at)
+        if not begun:
+            reason = f"Worker {self.worker_id} never began attempt {self.attempt}."
+            return (RunRequeued(attempt=self.attempt, not_before=at, reason=reason, spent=False),)
+        reason = f"Worker {self.worker_id} stopped answering during attempt {self.attempt}."
         if self._last_attempt:
             return (self._failed(at, reason),)
         return (RunRequeued(attempt=self.attempt, not_before=at, reason=reason),)
@@ -326,7 +335,7 @@ class PipelineRun:
 def evolve(run: PipelineRun | None, event: RunEvent) -> PipelineRun:  # noqa: PLR0911 - one case an event
     """What the run is after `event`."""
     if isinstance(event, RunScheduled):
-        return PipelineRun(order=event)
+        return PipelineRun(order=event, not_before=event.not_before)
     assert run is not None, "a run begins with RunScheduled"  # noqa: S101 - the store keeps the order
     match event:
         case RunClaimed(worker_id=worker_id, attempt=attempt, started_at=started_at, lease_expires_at=until):

@@ -8,28 +8,9 @@ from typing import Final
 
 from domain.plans import LIMITS, Limits, Overrides, Plan
 from domain.refusals import Conflict, Forbidden, Limit, QuotaExceeded, Refusal
+from domain.usage import Usage, first_of_next_month
 
 # --- events: these shapes are the storage format ------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What was used on one UTC day and in its month, and how much runs now. Totals, never increments."""
-
-    day: date
-    admitted: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    month_admitted: int = 0
-    running: int = 0
-
-    def at(self, now: datetime) -> "Usage":
-        """The same usage seen at `now`: a new day, and a new month, start from zero. Time never runs backwards."""
-        today = now.astimezone(UTC).date()
-        if today <= self.day:
-            return self
-        same_month = (today.year, today.month) == (self.day.year, self.day.month)
-        return Usage(day=today, month_admitted=self.month_admitted if same_month else 0, running=self.running)
 
 
 class Status(StrEnum):
@@ -96,11 +77,16 @@ class RunRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotTaken:
-    """`run_ids` started: each holds one concurrent place."""
+    """`run_ids` started: each holds one concurrent place.
+
+    `backfill` are those among them that fill in the past, `pipelines` says of which schedule each scheduled one is.
+    """
 
     run_ids: tuple[str, ...]
     usage: Usage
     limits: Limits
+    backfill: tuple[str, ...] = ()
+    pipelines: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +153,15 @@ class Admission:
     events: tuple[SubscriptionEvent, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A waiting run that may be started: a scheduled one names its `pipeline`, whose runs go one after another."""
+
+    run_id: str
+    pipeline: str | None = None
+    backfill: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
     """Plan, limits and usage of one customer: decides whether a run is admitted and when it may start."""
@@ -178,6 +173,9 @@ class Subscription:
     overrides: Overrides = field(default_factory=Overrides)
     status: Status = Status.ACTIVE
     running: frozenset[str] = frozenset()
+    backfilling: frozenset[str] = frozenset()
+    busy: Mapping[str, str] = field(default_factory=dict)
+    """The scheduled runs among the running ones, each with its pipeline."""
     admitted_by_day: Mapping[date, int] = field(default_factory=dict)
     refused: frozenset[tuple[Limit, date]] = frozenset()
 
@@ -233,9 +231,30 @@ class Subscription:
             return 0
         return max(0, self.limits.max_concurrent_pipelines - len(self.running))
 
-    def take_slots(self, run_ids: Sequence[str], now: datetime) -> tuple[SubscriptionEvent, ...]:
-        """Start `run_ids`. Raises the refusal when they do not all fit; a run that holds a place already takes none."""
-        new = tuple(r for r in run_ids if r not in self.running)
+    def startable(self, waiting: Sequence[Start]) -> list[Start]:
+        """Which of the `waiting` runs may start now, in their order.
+
+        Each needs a place. Back-fill takes at most half of them, so that it never stands in the way of today's runs;
+        of the scheduled runs of one pipeline one runs at a time.
+        """
+        places = self.places()
+        half = max(1, self.limits.max_concurrent_pipelines // 2) - len(self.backfilling)
+        busy = set(self.busy.values())
+        starts: list[Start] = []
+        for start in waiting:
+            if len(starts) >= places:
+                break
+            if start.pipeline in busy or (start.backfill and half <= 0):
+                continue
+            half -= start.backfill
+            if start.pipeline is not None:
+                busy.add(start.pipeline)
+            starts.append(start)
+        return starts
+
+    def take_slots(self, starts: Sequence[Start], now: datetime) -> tuple[SubscriptionEvent, ...]:
+        """Start these runs. Raises the refusal when they may not all start; one that holds a place takes no other."""
+        new = [start for start in starts if start.run_id not in self.running]
         if not new:
             return ()
         usage = self.usage.at(now)
@@ -245,8 +264,17 @@ class Subscription:
             raise self._concurrent(usage) or QuotaExceeded(
                 Limit.CONCURRENT, usage.running, self.limits.max_concurrent_pipelines
             )
-        usage = replace(usage, running=len(self.running) + len(new))
-        return (SlotTaken(run_ids=new, usage=usage, limits=self.limits),)
+        if len(self.startable(new)) < len(new):
+            raise Conflict("A run of the same pipeline has not ended, or back-fill has taken its half of the places.")
+        return (
+            SlotTaken(
+                run_ids=tuple(start.run_id for start in new),
+                usage=replace(usage, running=len(self.running) + len(new)),
+                limits=self.limits,
+                backfill=tuple(start.run_id for start in new if start.backfill),
+                pipelines={start.run_id: start.pipeline for start in new if start.pipeline is not None},
+            ),
+        )
 
     def release_slots(self, outcomes: Mapping[str, bool | None], now: datetime) -> tuple[SubscriptionEvent, ...]:
         """Give back the places of runs that ended (True: succeeded, False: failed, None: neither). Once only."""
@@ -320,10 +348,6 @@ class Subscription:
         return (Resumed(reason=reason),) if self.status is Status.SUSPENDED else ()
 
 
-def first_of_next_month(day: date) -> date:
-    return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
-
-
 def open_subscription(customer_id: str, plan: Plan, now: datetime) -> Opened:
     usage = Usage(day=now.astimezone(UTC).date())
     return Opened(customer_id=customer_id, plan=plan, limits=LIMITS[plan], usage=usage)
@@ -352,10 +376,20 @@ def evolve(state: Subscription | None, event: SubscriptionEvent) -> Subscription
     match event:
         case RunsAdmitted(usage=usage):
             return _counted(state, usage)
-        case SlotTaken(run_ids=run_ids, usage=usage):
-            return replace(_counted(state, usage), running=state.running.union(run_ids))
+        case SlotTaken(run_ids=run_ids, usage=usage, backfill=backfill, pipelines=pipelines):
+            return replace(
+                _counted(state, usage),
+                running=state.running.union(run_ids),
+                backfilling=state.backfilling.union(backfill),
+                busy={**state.busy, **pipelines},
+            )
         case SlotReleased(run_ids=run_ids, usage=usage):
-            return replace(_counted(state, usage), running=state.running.difference(run_ids))
+            return replace(
+                _counted(state, usage),
+                running=state.running.difference(run_ids),
+                backfilling=state.backfilling.difference(run_ids),
+                busy={run_id: pipeline for run_id, pipeline in state.busy.items() if run_id not in run_ids},
+            )
         case AdmissionsReturned(usage=usage, day=day, admitted_that_day=that_day):
             return _counted(state, usage, (day, that_day))
         case RunRefused(limit=limit, day=day):

@@ -1,6 +1,7 @@
 """Rows of customers: profiles, keys, credentials, configurations, team."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import singledispatch
 from typing import Any
 
@@ -20,6 +21,8 @@ from domain.customer import (
     ProviderConfigRemoved,
     ProviderConfigured,
     Reactivated,
+    SchedulesPaused,
+    SchedulesResumed,
     Suspended,
     TeamMemberAdded,
     TeamMemberRemoved,
@@ -84,15 +87,28 @@ def _(event: ContactChanged, at: Envelope) -> Iterator[RowChange]:
 @rows.register
 def _(event: Suspended, at: Envelope) -> Iterator[RowChange]:
     yield _profile(at, status="SUSPENDED")
-    for config_id in event.resting:
-        yield Set(CUSTOMER_PIPELINE_CONFIGS, {"config_id": config_id, "next_run_time": None})
+    yield from _slots(dict.fromkeys(event.resting))
 
 
 @rows.register
 def _(event: Reactivated, at: Envelope) -> Iterator[RowChange]:
     yield _profile(at, status="ACTIVE")
-    for config_id, slot in event.next_run_times.items():
+    yield from _slots(event.next_run_times)
+
+
+def _slots(next_run_times: Mapping[str, datetime | None]) -> Iterator[RowChange]:
+    for config_id, slot in next_run_times.items():
         yield Set(CUSTOMER_PIPELINE_CONFIGS, {"config_id": config_id, "next_run_time": slot})
+
+
+@rows.register
+def _(event: SchedulesPaused, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the reason is in the log
+    yield from _slots(dict.fromkeys(event.resting))
+
+
+@rows.register
+def _(event: SchedulesResumed, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the reason is in the log
+    yield from _slots(event.next_run_times)
 
 
 @rows.register
@@ -188,6 +204,7 @@ def _pipeline(event: PipelineConfigured | PipelineChanged) -> dict[str, Any]:
         "date_offset_days": pipeline.date_offset_days,
         "catch_up": pipeline.catch_up,
         "overlap": pipeline.overlap,
+        "jitter_seconds": pipeline.jitter_seconds,
         "next_run_time": event.next_run_time,
     }
 

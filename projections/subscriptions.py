@@ -18,9 +18,9 @@ from domain.subscription import (
     SlotReleased,
     SlotTaken,
     SubscriptionEvent,
-    Usage,
     UsageReset,
 )
+from domain.usage import Usage
 from projections.rows import Put, RowChange, Set
 from projections.tables import CUSTOMER_PROFILES, CUSTOMER_SUBSCRIPTIONS, CUSTOMER_USAGE
 

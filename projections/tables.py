@@ -175,6 +175,7 @@ CUSTOMER_PIPELINE_CONFIGS = Table(
         ("date_offset_days", _INT),
         "catch_up",
         "overlap",
+        ("jitter_seconds", _INT),
         ("next_run_time", _TS),
         ("last_run_time", _TS),
         "last_run_state",
@@ -199,6 +200,7 @@ SCHEDULED_PIPELINE_RUNS = Table(
         "pipeline_template",
         "trigger_type",
         "trigger_by",
+        "backfill_id",
         "state",
         ("run_date", _DATE),
         ("scheduled_time", _TS),
@@ -225,6 +227,7 @@ PIPELINE_EXECUTION_QUEUE = Table(
     columns=_columns(
         "run_id",
         "customer_id",
+        "config_id",
         ("priority", _INT),
         ("scheduled_time", _TS),
         "state",

@@ -13,7 +13,7 @@ from adapters.http.routing import customer_router
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.reads import profiles
 from domain.refusals import NotFound
-from domain.subscription import Usage, first_of_next_month
+from domain.usage import Usage, first_of_next_month
 
 router = customer_router("/customers/{customer_id}/usage", "Usage")
 

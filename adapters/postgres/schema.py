@@ -46,6 +46,10 @@ _PARTIAL_INDEXES: Final[tuple[LiteralString, ...]] = (
         "CREATE INDEX IF NOT EXISTS runs_active ON scheduled_pipeline_runs (config_id)"
         " WHERE state IN ('PENDING', 'RUNNING')"
     ),
+    (
+        "CREATE INDEX IF NOT EXISTS runs_of_backfill ON scheduled_pipeline_runs (backfill_id)"
+        " WHERE backfill_id IS NOT NULL"
+    ),
     "CREATE INDEX IF NOT EXISTS profiles_unprovisioned ON customer_profiles (created_at) WHERE NOT dataset_created",
     "CREATE UNIQUE INDEX IF NOT EXISTS profiles_any_case ON customer_profiles (lower(customer_id))",
 )

@@ -47,7 +47,7 @@ _TAKE_LEASES: Final = (
     " SELECT *, clock_timestamp() + make_interval(secs => %s)"
     " FROM unnest(%s::text[], %s::text[], %s::text[], %s::integer[])"
     " ON CONFLICT (run_id) DO UPDATE SET worker_id = excluded.worker_id, attempt = excluded.attempt,"
-    " expires_at = excluded.expires_at, stop_asked = false"
+    " expires_at = excluded.expires_at, stop_asked = false, begun = false"
 )
 
 
@@ -195,11 +195,11 @@ class PostgresSession(Session):
             (limit,),
         )
         found = self._rows(
-            "SELECT run_id, customer_id, worker_id, attempt FROM run_leases"
+            "SELECT run_id, customer_id, worker_id, attempt, begun FROM run_leases"
             " WHERE run_id = ANY(%s) AND expires_at < clock_timestamp() ORDER BY run_id FOR UPDATE",
             ([row["run_id"] for row in seen],),
         )
-        return [Lease(r["run_id"], r["customer_id"], r["worker_id"], r["attempt"]) for r in found]
+        return [Lease(r["run_id"], r["customer_id"], r["worker_id"], r["attempt"], r["begun"]) for r in found]
 
     def running_runs(self, customer_id: str) -> Sequence[str]:
         found = self._rows(

@@ -102,7 +102,7 @@ class TestFencing:
     @pytest.mark.parametrize("say", range(6))
     @pytest.mark.parametrize(("worker", "attempt"), [("w1", 1), ("w1", 3), ("w2", 1), ("w1", 2)])
     def test_after_a_takeover_nobody_but_the_new_holder_is(self, say, worker, attempt):
-        story = running().when(lambda run: run.expire(NOON)).when(lambda run: run.claim("w2", NOON, LEASE))
+        story = running().when(lambda run: run.expire(NOON, begun=True)).when(lambda run: run.claim("w2", NOON, LEASE))
         with pytest.raises(Conflict, match="no longer holds the run"):
             ways_to_speak(worker, attempt)[say](story.state)
         assert ways_to_speak("w2", 2)[say](story.state)
@@ -115,7 +115,7 @@ class TestFencing:
 
     def test_the_same_worker_that_slept_through_its_lease_is_refused_too(self):
         """The attempt is the token, not the name: the worker itself may have claimed the run again."""
-        story = running().when(lambda run: run.expire(NOON)).when(lambda run: run.claim("w1", NOON, LEASE))
+        story = running().when(lambda run: run.expire(NOON, begun=True)).when(lambda run: run.claim("w1", NOON, LEASE))
         with pytest.raises(Conflict):
             story.state.complete("w1", 1, NOON, 1)
 
@@ -127,7 +127,9 @@ class TestSteps:
         story.when(lambda run: run.finish_step("w1", step(1, index=1))).then_kinds(StepFinished)
 
     def test_each_attempt_has_its_own(self):
-        story = running().when(lambda run: run.finish_step("w1", step(1))).when(lambda run: run.expire(NOON))
+        story = (
+            running().when(lambda run: run.finish_step("w1", step(1))).when(lambda run: run.expire(NOON, begun=True))
+        )
         story.when(lambda run: run.claim("w2", NOON, LEASE))
         story.when(lambda run: run.finish_step("w2", step(2))).then_kinds(StepFinished)
 
@@ -147,7 +149,7 @@ class TestAttempts:
     def test_workers_that_die_use_attempts_up(self):
         story = pending()
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            story.when(lambda run: run.claim("w1", NOON, LEASE)).when(lambda run: run.expire(NOON))
+            story.when(lambda run: run.claim("w1", NOON, LEASE)).when(lambda run: run.expire(NOON, begun=True))
             story.then_kinds(RunRequeued if attempt < MAX_ATTEMPTS else RunFailed)
         assert story.decided[0].error == "Worker w1 stopped answering during attempt 3."
 
@@ -183,7 +185,7 @@ class TestCancelling:
         [
             lambda run: run.fail("w1", 1, NOON, "503", NOON),
             lambda run: run.hand_back("w1", 1, NOON, "shutdown"),
-            lambda run: run.expire(NOON),
+            lambda run: run.expire(NOON, begun=True),
         ],
         ids=["a retry", "a shutdown", "a crash"],
     )
@@ -204,11 +206,11 @@ class TestCancelling:
 
 class TestExpiry:
     def test_says_nothing_of_a_run_that_nobody_holds(self):
-        pending().when(lambda run: run.expire(NOON)).then()
-        running().when(lambda run: run.complete("w1", 1, NOON, 1)).when(lambda run: run.expire(NOON)).then()
+        pending().when(lambda run: run.expire(NOON, begun=True)).then()
+        running().when(lambda run: run.complete("w1", 1, NOON, 1)).when(lambda run: run.expire(NOON, begun=True)).then()
 
     def test_puts_the_run_back_at_once(self):
-        story = running().when(lambda run: run.expire(NOON + LEASE))
+        story = running().when(lambda run: run.expire(NOON + LEASE, begun=True))
         assert story.decided[0].not_before == NOON + LEASE
         assert story.state.worker_id is None
 
@@ -268,7 +270,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule()
     def expire(self):
-        self._tell(lambda run: run.expire(NOON))
+        self._tell(lambda run: run.expire(NOON, begun=True))
         self.holder = None
 
     @rule()

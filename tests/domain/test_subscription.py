@@ -19,11 +19,12 @@ from domain.subscription import (
     RunsAdmitted,
     SlotReleased,
     SlotTaken,
-    Usage,
+    Start,
     UsageReset,
     evolve,
     open_subscription,
 )
+from domain.usage import Usage
 from tests.domain.story import Story
 
 NOON = datetime(2025, 11, 17, 12, 0, tzinfo=UTC)
@@ -36,6 +37,10 @@ def opened(plan: Plan = Plan.PROFESSIONAL, at: datetime = NOON) -> Story:
 
 def ids(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
+
+
+def starts(run_ids: list[str]) -> list[Start]:
+    return [Start(run_id) for run_id in run_ids]
 
 
 def admit(story: Story, run_ids: list[str], at: datetime = NOON, *, starting: bool = True) -> Admission:
@@ -86,7 +91,7 @@ class TestWhatARefusedCallerReads:
         assert refusal.resets_at is None
 
     def test_concurrent(self):
-        story = opened().when(lambda s: s.take_slots(ids("r", 5), NOON))
+        story = opened().when(lambda s: s.take_slots(starts(ids("r", 5)), NOON))
         refusal = admit(story, ["one more"]).refusal
         assert str(refusal) == "Concurrent pipeline limit reached. 5/5 pipelines currently running."
         assert isinstance(refusal, QuotaExceeded)
@@ -123,7 +128,7 @@ def test_a_batch_is_admitted_as_far_as_there_is_room_in_its_order():
 
 
 def test_a_scheduled_run_waits_for_a_place_instead_of_being_refused():
-    story = opened().when(lambda s: s.take_slots(ids("r", 5), NOON))
+    story = opened().when(lambda s: s.take_slots(starts(ids("r", 5)), NOON))
     assert admit(story, ["scheduled"], starting=False).refusal is None
 
 
@@ -141,7 +146,7 @@ class TestRefusalsAreRecordedOnce:
         assert admit(story, ["r"], tomorrow).events == ()
 
     def test_each_limit_on_its_own(self):
-        story = limited(max_pipelines_per_day=1).when(lambda s: s.take_slots(ids("r", 5), NOON))
+        story = limited(max_pipelines_per_day=1).when(lambda s: s.take_slots(starts(ids("r", 5)), NOON))
         assert [e.limit for e in admit(story, ["a"]).events] == [Limit.CONCURRENT]
         admit(story, ["b"], starting=False)
         assert [e.limit for e in admit(story, ["c"]).events] == [Limit.DAILY]
@@ -184,7 +189,7 @@ def test_counts_start_again_at_midnight_utc_to_the_microsecond(last, new_month):
 def test_a_reader_sees_the_new_day_without_any_traffic():
     story = opened()
     admit(story, ids("r", 3))
-    story.when(lambda s: s.take_slots(["r0"], NOON))
+    story.when(lambda s: s.take_slots(starts(["r0"]), NOON))
     assert story.state.usage.at(NOON + timedelta(days=1)) == Usage(day=date(2025, 11, 18), month_admitted=3, running=1)
 
 
@@ -254,29 +259,29 @@ class TestUnitsGoBackToTheDayTheyCameFrom:
 
 class TestPlaces:
     def test_as_many_as_the_limit(self):
-        story = opened().when(lambda s: s.take_slots(ids("r", 5), NOON)).then_kinds(SlotTaken)
+        story = opened().when(lambda s: s.take_slots(starts(ids("r", 5)), NOON)).then_kinds(SlotTaken)
         assert story.state.places() == 0
         with pytest.raises(QuotaExceeded, match=re.escape("5/5 pipelines currently running")):
-            story.state.take_slots(["one more"], NOON)
+            story.state.take_slots(starts(["one more"]), NOON)
 
     def test_all_or_none_of_a_batch(self):
-        story = opened().when(lambda s: s.take_slots(ids("r", 4), NOON))
+        story = opened().when(lambda s: s.take_slots(starts(ids("r", 4)), NOON))
         with pytest.raises(QuotaExceeded):
-            story.state.take_slots(["x", "y"], NOON)
+            story.state.take_slots(starts(["x", "y"]), NOON)
 
     def test_the_same_run_takes_one(self):
-        story = opened().when(lambda s: s.take_slots(["r"], NOON))
-        story.when(lambda s: s.take_slots(["r"], NOON)).then()
+        story = opened().when(lambda s: s.take_slots(starts(["r"]), NOON))
+        story.when(lambda s: s.take_slots(starts(["r"]), NOON)).then()
         assert story.state.usage.running == 1
 
     def test_none_while_suspended(self):
         story = opened().when(lambda s: s.pause("unpaid"))
         assert story.state.places() == 0
         with pytest.raises(Forbidden):
-            story.state.take_slots(["r"], NOON)
+            story.state.take_slots(starts(["r"]), NOON)
 
     def test_freed_once_whatever_ends_the_run(self):
-        story = opened().when(lambda s: s.take_slots(["a", "b", "c"], NOON))
+        story = opened().when(lambda s: s.take_slots(starts(["a", "b", "c"]), NOON))
         story.when(lambda s: s.release_slots({"a": True, "b": False, "c": None, "stranger": True}, NOON))
         story.then(
             SlotReleased(
@@ -288,7 +293,7 @@ class TestPlaces:
         story.when(lambda s: s.release_slots({"a": True, "b": True, "c": True}, NOON)).then()
 
     def test_a_run_over_midnight_keeps_its_place(self):
-        story = opened().when(lambda s: s.take_slots(["a"], NOON))
+        story = opened().when(lambda s: s.take_slots(starts(["a"]), NOON))
         tomorrow = NOON + timedelta(days=1)
         admit(story, ["b"], tomorrow)
         assert story.state.usage.running == 1
@@ -296,7 +301,7 @@ class TestPlaces:
         assert story.state.usage == Usage(day=tomorrow.date(), admitted=1, succeeded=1, month_admitted=1)
 
     def test_a_lower_limit_takes_nothing_from_those_who_run(self):
-        story = opened().when(lambda s: s.take_slots(ids("r", 5), NOON))
+        story = opened().when(lambda s: s.take_slots(starts(ids("r", 5)), NOON))
         story.when(lambda s: s.override_limits(Overrides(max_concurrent_pipelines=2), "test", NOON))
         assert story.state.places() == 0
         story.when(lambda s: s.release_slots(dict.fromkeys(ids("r", 3), True), NOON))
@@ -340,7 +345,7 @@ class TestOperators:
         assert (story.state.usage.admitted, story.state.usage.month_admitted) == left
 
     def test_recount_frees_what_nobody_holds(self):
-        story = opened().when(lambda s: s.take_slots(["a", "b"], NOON))
+        story = opened().when(lambda s: s.take_slots(starts(["a", "b"]), NOON))
         story.when(lambda s: s.recount(["a", "stranger"], NOON, "test")).then_kinds(SlotReleased)
         assert story.state.running == {"a"}
         assert (story.state.usage.succeeded, story.state.usage.failed) == (0, 0)
@@ -351,7 +356,7 @@ def test_no_event_is_an_increment():
     story = opened()
     for decide in (
         lambda s: s.admit(["a", "b"], NOON, starting=True),
-        lambda s: s.take_slots(["a"], NOON),
+        lambda s: s.take_slots(starts(["a"]), NOON),
         lambda s: s.release_slots({"a": True}, NOON),
         lambda s: s.return_admissions(["b"], NOON.date(), NOON),
     ):

@@ -20,9 +20,9 @@ from domain.refusals import QuotaExceeded
 from domain.subscription import (
     SlotReleased,
     Subscription,
-    Usage,
 )
-from tests.domain.test_subscription import admit, opened
+from domain.usage import Usage
+from tests.domain.test_subscription import admit, opened, starts
 
 
 class AgainstAModel(RuleBasedStateMachine):
@@ -84,8 +84,8 @@ class AgainstAModel(RuleBasedStateMachine):
         assert self.story.state.places() == free
         if len(waiting) > free:
             with pytest.raises(QuotaExceeded):
-                self.story.state.take_slots(waiting, self.now)
-        self.story.when(lambda s: s.take_slots(waiting[:free], self.now))
+                self.story.state.take_slots(starts(waiting), self.now)
+        self.story.when(lambda s: s.take_slots(starts(waiting[:free]), self.now))
         self.places.update(waiting[:free])
         self.started.update(waiting[:free])
 
