@@ -1,5 +1,6 @@
 """The one place that knows everything: from settings to a service whose parts fit together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -56,6 +57,8 @@ class Service:
     registry: Registry
     engine: PipelineRunner
     mailer: Mailer
+    now: Callable[[], datetime]
+    """This machine's clock. Nothing is decided by it alone: it may be wrong."""
 
     def close(self) -> None:
         self.datastore.close()
@@ -85,7 +88,7 @@ def mailer(settings: Settings) -> Mailer:
 def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN401 - any part may be given
     """A service on the database at `dsn`. Connects to nothing yet.
 
-    `parts` replaces parts by name: `keys`, `mailer`, `engine`.
+    `parts` replaces parts by name: `keys`, `mailer`, `engine`, `now`.
     """
     datastore = Datastore(dsn, size=settings.database_pool_size)
     store = PostgresStore(datastore)
@@ -94,6 +97,7 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
     client = connect(settings.project, emulator_url=settings.emulator_url, location=settings.gcp_location)
     registry = Registry.load()
     post = parts.get("mailer") or mailer(settings)
+    now = parts.get("now") or utc_now
     return Service(
         settings=settings,
         dsn=dsn,
@@ -114,8 +118,9 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
             central=settings.customers_dataset_id,
             credentials=SealedCredentials(datastore, vault),
             mailer=post,
-            now=utc_now,
+            now=now,
             endpoint=settings.emulator_url,
         ),
         mailer=post,
+        now=now,
     )

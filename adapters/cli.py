@@ -3,17 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from adapters import console
-
-if TYPE_CHECKING:
-    from adapters.roles import Role
-    from adapters.running import Place
-    from adapters.serve import Addresses
-    from adapters.settings import Settings
+from adapters import cli_backfill, cli_roles, console
+from adapters.cli_options import Json, place, read_settings
 
 # What a command needs is imported inside it: `--help` answers at once, and a query does not load a web server.
 # ruff: noqa: PLC0415
@@ -28,157 +23,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more, to standard error.")]
-
-
-def _settings(**given: Any) -> "Settings":  # noqa: ANN401 - any setting
-    from adapters.settings import read
-
-    return read(**{name: value for name, value in given.items() if value is not None})
-
-
-def _place(**given: Any) -> "Place":  # noqa: ANN401 - any setting
-    from adapters.running import locate
-
-    return locate(_settings(**given))
-
-
-@app.command(epilog="Example: [bold]PORT=8081 convergence serve[/bold]")
-def serve(*, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Run everything on this machine: PostgreSQL, BigQuery, API, scheduler, worker, projector.
-
-    Ctrl-C stops it all in order, a second one at once. The data directory (DATA_DIR, ./var) stays. With DATABASE_URL
-    or GCP_PROJECT_ID set, that database or Google's BigQuery is used instead of a local one.
-    """
-    from adapters.process import Shutdown
-
-    shutdown = Shutdown()
-    shutdown.listen()
-    console.log_to_stderr(as_json=as_json, verbose=verbose)
-    settings = _settings()
-    if not as_json:
-        console.ERR.print("Starting; the first time takes a few seconds more …", style="dim")
-    from adapters.serve import serve as run_everything
-
-    run_everything(settings, shutdown, _print_addresses_json if as_json else _print_addresses)
-
-
-def _print_addresses_json(addresses: "Addresses") -> None:
-    from dataclasses import asdict
-
-    console.print_json(asdict(addresses))
-
-
-def _print_addresses(addresses: "Addresses") -> None:
-    lines = [
-        ("API", addresses.url),
-        ("Documentation", addresses.docs),
-        ("BigQuery", f"{addresses.bigquery} (project {addresses.project})"),
-        ("PostgreSQL", addresses.postgresql),
-        ("Mail", addresses.mail),
-        ("Data", addresses.data_dir),
-        ("Admin key", addresses.admin_key),
-    ]
-    console.OUT.print(f"\n[bold green]Ready[/] after {addresses.ready_after_s} s. Ctrl-C stops everything.\n")
-    for name, value in lines:
-        console.OUT.print(f"  [bold]{name:<14}[/]", end="")
-        console.OUT.print(value, markup=False)
-    console.OUT.print("\nA first customer, from another terminal:\n")
-    console.OUT.print(
-        f'  curl -X POST "{addresses.url}/api/v1/customers/onboard" -H "Content-Type: application/json" \\\n'
-        '    -d \'{"customer_id": "demo_test", "company_name": "Demo Corp",'
-        ' "admin_email": "test@demo.com", "subscription_plan": "PROFESSIONAL"}\'\n',
-        markup=False,
-    )
-    console.OUT.print(
-        "The whole guide by itself: [bold]convergence demo[/]. Is all well: [bold]convergence doctor[/].\n"
-    )
-
-
-def _run_role(role: "Role", place: "Place", *, as_json: bool) -> None:
-    from adapters.process import Shutdown
-    from adapters.roles import Role, run_role
-
-    shutdown = Shutdown()
-    shutdown.listen()
-    facts = {"role": str(role), "url": place.url} if role is Role.API else {"role": str(role)}
-    if role is Role.WORKER:
-        facts["worker_id"] = place.settings.worker_id
-
-    def announce() -> None:
-        if as_json:
-            console.print_json({**facts, "ready": True})
-        else:
-            console.OUT.print("Running: " + ", ".join(facts.values()), markup=False)
-
-    run_role(role, place, shutdown, announce)
-
-
-@app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app PORT=8080 convergence api[/bold]")
-def api(*, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Run the HTTP API alone, on HOST and PORT."""
-    console.log_to_stderr(as_json=as_json, verbose=verbose)
-    from adapters.roles import Role
-
-    settings = _settings()
-    from adapters.running import locate
-
-    _run_role(Role.API, locate(settings), as_json=as_json)
-
-
-@app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app convergence scheduler[/bold]")
-def scheduler(*, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Run a scheduler alone: it turns due slots into runs. Any number may run."""
-    console.log_to_stderr(as_json=as_json, verbose=verbose)
-    place = _place()
-    from adapters.roles import Role
-
-    _run_role(Role.SCHEDULER, place, as_json=as_json)
-
-
-@app.command(epilog="Example: [bold]convergence worker --id worker-1 --concurrency 16[/bold]")
-def worker(
-    *,
-    worker_id: Annotated[
-        str | None, typer.Option("--id", help="Its name, another one for each worker; otherwise WORKER_ID.")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="How many runs it executes at a time; otherwise WORKER_CONCURRENCY.")
-    ] = None,
-    as_json: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Run a worker alone: it claims waiting runs and executes them.
-
-    SIGTERM: it finishes what it can within 25 seconds and hands the rest back to the queue.
-    """
-    console.log_to_stderr(as_json=as_json, verbose=verbose)
-    place = _place(worker_id=worker_id, worker_concurrency=concurrency)
-    from adapters.roles import Role
-
-    _run_role(Role.WORKER, place, as_json=as_json)
-
-
-@app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app convergence projector[/bold]")
-def projector(*, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Run a projector alone: it brings the log to BigQuery. Of several, one leads and the others stand by."""
-    console.log_to_stderr(as_json=as_json, verbose=verbose)
-    place = _place()
-    from adapters.roles import Role
-
-    _run_role(Role.PROJECTOR, place, as_json=as_json)
+app.add_typer(cli_roles.app)
+app.add_typer(cli_backfill.app)
 
 
 @app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app convergence migrate[/bold]")
 def migrate(*, as_json: Json = False) -> None:
     """Bring the database to this version's schema. Safe to repeat, and to run from several machines at once."""
     console.log_to_stderr(as_json=as_json)
-    place = _place()
+    where = place()
     from adapters.database import migrate as migrate_database
 
-    applied = migrate_database(place.dsn)
+    applied = migrate_database(where.dsn)
     if as_json:
         console.print_json({"applied": applied})
     else:
@@ -204,16 +60,16 @@ def query(
     """Run SQL in BigQuery, the local one or Google's: a `bq query` line works after the word query as it is."""
     if use_legacy_sql.lower() != "false":
         console.fail("--use_legacy_sql: only GoogleSQL is understood here.", console.WRONG)
-    place = _place()
+    where = place()
     from adapters.query import events_behind
     from adapters.query import query as ask
 
-    behind = events_behind(place.dsn, wait) if place.dsn and wait else 0
+    behind = events_behind(where.dsn, wait) if where.dsn and wait else 0
     if behind is None:
         console.ERR.print("The database does not answer: the rows may be behind.", style="yellow")
     elif behind:
         console.ERR.print(f"BigQuery is {console.counted(behind, 'event')} behind.", style="yellow")
-    answer = ask(place.settings, sys.stdin.read() if sql == "-" else sql, limit)
+    answer = ask(where.settings, sys.stdin.read() if sql == "-" else sql, limit)
     if answer.warning:
         console.ERR.print(answer.warning, style="yellow", markup=False)
     if as_json:
@@ -266,7 +122,7 @@ def demo(
 
     It makes a customer of its own. Exit status 1 when an answer is not what the guide says.
     """
-    settings = _settings()
+    settings = read_settings()
     from adapters.demo import demonstrate
 
     if not demonstrate(settings, url=url, days=days, as_json=as_json):

@@ -22,14 +22,22 @@ def provision_pending(service: Service, stop: threading.Event, *, every_s: float
             for customer_id in _unprovisioned(service):
                 if stop.is_set():
                     return
-                provision(
-                    Provision(at=utc_now(), by=origin("service"), customer_id=customer_id),
-                    service.platform,
-                    service.warehouse,
-                )
-                logger.info("provisioned the dataset of %s", customer_id)
+                _provision(service, customer_id)
         except Away as away:
             logger.warning("provisioning waits: %s", away)
+
+
+def _provision(service: Service, customer_id: str) -> None:
+    command = Provision(at=utc_now(), by=origin("service"), customer_id=customer_id)
+    try:
+        provision(command, service.platform, service.warehouse)
+    except Away:
+        raise
+    except Exception:
+        # The others' turn must come all the same.
+        logger.exception("the dataset of %s cannot be provisioned", customer_id)
+    else:
+        logger.info("provisioned the dataset of %s", customer_id)
 
 
 def _unprovisioned(service: Service) -> list[str]:

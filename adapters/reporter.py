@@ -8,7 +8,7 @@ from typing import Final
 
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
-from adapters.bootstrap import Service, origin, utc_now
+from adapters.bootstrap import Service, origin
 from application.execution import Outcome, ReportOutcomes, report_outcomes
 from application.ports import Away
 
@@ -71,7 +71,7 @@ class Reporter:
             before_sleep=_tell,
         )
         command = ReportOutcomes(
-            at=utc_now(),
+            at=self._service.now(),
             by=origin(f"worker:{self._worker_id}"),
             worker_id=self._worker_id,
             outcomes=tuple(outcomes),

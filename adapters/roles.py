@@ -14,6 +14,7 @@ from adapters.database import connected, required
 from adapters.http.app import create_app
 from adapters.kms.local import KeyFileRefused
 from adapters.postgres import schema
+from adapters.presence import Presence
 from adapters.process import Late, Part, Shutdown, Unable, bind, stop_in_order
 from adapters.projector import run_projector
 from adapters.running import Place
@@ -35,17 +36,17 @@ class Role(StrEnum):
     PROJECTOR = "projector"
 
 
-_WORK: Final[dict[Role, Callable[[Service, threading.Event], None]]] = {
-    Role.SCHEDULER: run_scheduler,
-    Role.WORKER: run_worker,
-    Role.PROJECTOR: run_projector,
+_WORK: Final[dict[Role, Callable[[Service, threading.Event, Presence], None]]] = {
+    Role.SCHEDULER: lambda service, stop, _: run_scheduler(service, stop),
+    Role.WORKER: lambda service, stop, presence: run_worker(service, stop, began=presence.watch),
+    Role.PROJECTOR: lambda service, stop, _: run_projector(service, stop),
 }
 
 
-def part(role: Role, service: Service) -> Part:
-    """A role other than the API as a part of this process."""
+def part(role: Role, service: Service, presence: Presence) -> Part:
+    """A role other than the API as a part of this process; a worker's figures are shown by `presence`."""
     work = _WORK[role]
-    return Part(role, lambda stop: work(service, stop))
+    return Part(role, lambda stop: work(service, stop, presence))
 
 
 def api_part(service: Service, listener: socket.socket, on_answering: Callable[[], None]) -> Part:
@@ -96,12 +97,13 @@ def run_role(role: Role, place: Place, shutdown: Shutdown, announce: Callable[[]
     try:
         if shutdown.is_due:
             return
-        running = api_part(service, listener, announce) if listener else part(role, service)
-        running.start(shutdown)
-        if not listener:
-            announce()
-        logger.info("stopping (%s)", shutdown.wait())
-        end([[running]])
+        with Presence(service, [role]) as presence:
+            running = api_part(service, listener, announce) if listener else part(role, service, presence)
+            running.start(shutdown)
+            if not listener:
+                announce()
+            logger.info("stopping (%s)", shutdown.wait())
+            end([[running]])
     finally:
         service.close()
         if listener:

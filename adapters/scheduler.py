@@ -71,18 +71,35 @@ def _sleep(wake: threading.Event, stop: threading.Event, pause: timedelta) -> No
         remaining -= 0.5
 
 
-def run_takeover(service: Service, stop: threading.Event, *, every_s: float = 10) -> None:
+def run_takeover(
+    service: Service, stop: threading.Event, *, every_s: float = 10, lease_s: float = LEASE_SECONDS
+) -> None:
     """Bring back the runs of workers that stopped answering, until `stop` is set.
 
     Begins only after a lease's time: whoever was cut off together with us had the chance to come back.
     """
-    stop.wait(LEASE_SECONDS)
+    stop.wait(lease_s)
     while not stop.wait(every_s):
         try:
-            with service.store.transaction() as session:
-                now = session.now()
-            taken = take_over(TakeOver(at=now, by=origin("service")), service.platform)
+            taken = _take_over_all(service, stop)
             if taken:
-                logger.warning("took over %d runs whose leases ran out", len(taken))
+                logger.warning("took over %d runs whose leases ran out", taken)
         except Away as away:
             logger.warning("taking over waits: %s", away)
+        except Exception:
+            # What cannot be taken over must not end the runs in hand, nor the next attempt at it.
+            logger.exception("runs whose leases ran out cannot be taken over")
+
+
+def _take_over_all(service: Service, stop: threading.Event) -> int:
+    """Many at a time, so that neither a customer nor the log is held for long."""
+    taken = 0
+    while not stop.is_set():
+        with service.store.transaction() as session:
+            now = session.now()
+        command = TakeOver(at=now, by=origin("service"))
+        found = len(take_over(command, service.platform))
+        taken += found
+        if found < command.limit:
+            break
+    return taken

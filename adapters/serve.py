@@ -77,6 +77,7 @@ def _serve(
         bigquery.start()
     # These imports take about as long as PostgreSQL's start: they go on side by side.
     from adapters import roles  # noqa: PLC0415
+    from adapters.presence import Presence  # noqa: PLC0415
 
     dsn = database.ready()
     if bigquery:
@@ -85,6 +86,7 @@ def _serve(
         return
     service = roles.built(settings, dsn)
     stack.callback(service.close)
+    presence = stack.enter_context(Presence(service, list(roles.Role)))
 
     def answering() -> None:
         if shutdown.is_due:
@@ -94,10 +96,10 @@ def _serve(
 
     front = [
         roles.api_part(service, listener, answering),
-        roles.part(roles.Role.SCHEDULER, service),
-        roles.part(roles.Role.WORKER, service),
+        roles.part(roles.Role.SCHEDULER, service, presence),
+        roles.part(roles.Role.WORKER, service, presence),
     ]
-    behind = [roles.part(roles.Role.PROJECTOR, service)]
+    behind = [roles.part(roles.Role.PROJECTOR, service, presence)]
     stack.callback(RunningServe.remove, settings.data_dir)
     stack.callback(roles.end, [front, behind])
     for part in (*front, *behind):

@@ -1,59 +1,71 @@
 """The worker process: claims waiting runs, executes them in threads, and tells what became of them."""
 
 import logging
-import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import timedelta
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
-from adapters.bootstrap import Service, origin, utc_now
-from adapters.postgres import leases
+from adapters.attempt import Attempt, Progress, Stop
+from adapters.bootstrap import Service, origin
+from adapters.postgres import leases, waiting
 from adapters.postgres.channels import QUEUE, STOP
 from adapters.postgres.listener import Listener
+from adapters.process import Part, Shutdown, Unable
 from adapters.provisioner import provision_pending
 from adapters.reporter import Reporter
 from adapters.scheduler import run_takeover
-from adapters.settings import Settings
 from application.execution import LEASE_SECONDS, ClaimRuns, Outcome, claim_runs
-from application.ports import Away, Cancelled, RunOrder, RunReport, StepReport
+from application.platform import Superseded
+from application.ports import Away, Cancelled, RunOrder, RunReport
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S: Final = 15.0
-LOST_AFTER_S: Final = 45.0
-"""A worker that could not renew its leases for this long stops its runs: they may be another's by now."""
-GRACE_S: Final = 25.0
-FLUSH_STEPS_AFTER_S: Final = 1.0
-_BACKOFF_BASE_S: Final = 2.0
-_BACKOFF_CAP_S: Final = 300.0
+_SHORTEST_SLEEP_S: Final = 0.02
+_AWAY_SLEEP_S: Final = 2.0
+_LOOKED_S: Final = 0.05
+"""What a claim may have looked at earlier than the question that follows it says."""
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """One attempt in hand: what it has reported, and whether it must stop."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long a worker holds runs without a sign of life, and how long it takes to end; in seconds.
 
-    order: RunOrder
-    stop: threading.Event = field(default_factory=threading.Event)
-    reason: str = ""
-    steps: list[StepReport] = field(default_factory=list)
-    flushed_at: float = field(default_factory=time.monotonic)
+    `lost_after_s` must be shorter than `lease_s`: a worker that could not renew its leases has stopped its runs before
+    they are another's.
+    """
+
+    lease_s: float = LEASE_SECONDS
+    heartbeat_s: float = 15.0
+    lost_after_s: float = 45.0
+    takeover_s: float = 10.0
+    grace_s: float = 25.0
+
+    @property
+    def finish_s(self) -> float:
+        """The part of the grace in which runs may come to their own end; in the rest they are handed back."""
+        return self.grace_s * 0.8
+
+
+DEFAULT_TIMING: Final = Timing()
 
 
 class Worker:
     """Holds runs for one worker id: claims, heartbeats, reports."""
 
-    def __init__(self, service: Service, worker_id: str, *, lease_s: float = LEASE_SECONDS) -> None:
+    def __init__(self, service: Service, worker_id: str, *, timing: Timing = DEFAULT_TIMING) -> None:
         self._service = service
-        self._lease_s = lease_s
-        self._held: dict[tuple[str, int], _Attempt] = {}
+        self._timing = timing
+        self._held: dict[tuple[str, int], Attempt] = {}
         self._lock = threading.Lock()
-        self._renewed = time.monotonic()
-        self._reporter = Reporter(service, worker_id, patience_s=LOST_AFTER_S)
+        self._reporter = Reporter(service, worker_id, patience_s=timing.lost_after_s)
         self.worker_id = worker_id
+        self.finished = 0
+        """Attempts that came to an outcome and were not handed back, since the start."""
 
     def __enter__(self) -> Self:
         self._reporter.start()
@@ -64,112 +76,112 @@ class Worker:
         self._reporter.stop()
 
     def claim(self, limit: int, run_id: str | None = None) -> list[RunOrder]:
-        """Claim at most `limit` runs; they are this worker's until reported. Raises `Away` with the database."""
+        """Claim at most `limit` runs; they are this worker's until reported.
+
+        Raises `Away` with the database. What was claimed then is not executed, and costs its run no attempt.
+        """
         command = ClaimRuns(
-            at=utc_now(),
+            at=self._service.now(),
             by=origin(f"worker:{self.worker_id}"),
             worker_id=self.worker_id,
             limit=limit,
             run_id=run_id,
-            lease_seconds=self._lease_s,
+            lease_seconds=self._timing.lease_s,
         )
         orders = claim_runs(command, self._service.platform)
         if not orders:
             return []
-        # A claim whose answer was lost, or that took too long, is not executed: nobody would know of it.
-        keys = [(order.run_id, order.attempt) for order in orders]
-        begun = leases.renew(self._service.datastore, self.worker_id, keys, self._lease_s)
-        held = {(lease.run_id, lease.attempt) for lease in begun}
-        orders = [order for order in orders if (order.run_id, order.attempt) in held]
+        ours_until = self._ours_until()
+        claimed = {attempt.key: attempt for attempt in (Attempt(order, ours_until) for order in orders)}
+        try:
+            begun = leases.renew(self._service.datastore, self.worker_id, list(claimed), self._timing.lease_s)
+        except (Away, Superseded) as error:
+            # Whether they have begun nobody knows: they are given back as soon as the database answers again.
+            for attempt in claimed.values():
+                self._tell(attempt.handed_back(self._service.now(), "The worker lost the database before it began."))
+            raise Away(str(error)) from error
+        # A claim that took longer than its lease may be another's by now.
+        held = {(lease.run_id, lease.attempt): claimed[lease.run_id, lease.attempt] for lease in begun}
         with self._lock:
-            self._held.update({(order.run_id, order.attempt): _Attempt(order) for order in orders})
-        return orders
+            self._held.update(held)
+        return [attempt.order for attempt in held.values()]
+
+    def _ours_until(self) -> float:
+        """Counted from before a renewal is asked for, so that it ends before the database's count does."""
+        return time.monotonic() + self._timing.lost_after_s
 
     def execute(self, order: RunOrder, recorded: Callable[[], None] = lambda: None) -> None:
         """Run one claimed attempt to its end and have it reported; `recorded` is called when that is done.
 
-        Never raises: what goes wrong is the run's outcome.
+        What goes wrong in the run is its outcome, and raises nothing.
         """
         attempt = self._held[order.run_id, order.attempt]
 
-        def let_go() -> None:
+        def let_go(*, finished: bool = False) -> None:
             with self._lock:
-                del self._held[order.run_id, order.attempt]
+                del self._held[attempt.key]
+                self.finished += finished
             recorded()
 
-        outcome = self._outcome(attempt)
+        try:
+            outcome = self._outcome(attempt)
+        except BaseException:
+            # Held no more, it is not renewed for ever: another worker takes it over.
+            let_go()
+            raise
         if outcome is None:
             let_go()
         else:
-            self._reporter.submit(outcome, let_go)
+            self._reporter.submit(outcome, partial(let_go, finished=outcome.handed_back is None))
 
-    def _outcome(self, attempt: _Attempt) -> Outcome | None:
+    def _outcome(self, attempt: Attempt) -> Outcome | None:
         order = attempt.order
-        progress = _Progress(self, attempt)
         try:
-            report = self._service.engine.run(order, progress)
+            report = self._service.engine.run(order, Progress(attempt, self._flush))
         except Cancelled:
-            if attempt.reason == "lost":
-                logger.warning("run %s: attempt %d lost its lease and was stopped", order.run_id, order.attempt)
-                return None
-            return (
-                self._ended(attempt, cancelled=True)
-                if attempt.reason == "cancelled"
-                else self._ended(attempt, handed_back="The worker shut down.")
-            )
+            match attempt.reason:
+                case Stop.LOST:
+                    logger.warning("run %s: attempt %d lost its lease and was stopped", order.run_id, order.attempt)
+                    return None
+                case Stop.CANCELLED:
+                    return attempt.cancelled(self._service.now())
+                case _:
+                    return attempt.handed_back(self._service.now(), "The worker shut down.")
         except Exception:
             logger.exception("run %s: the engine failed", order.run_id)
             report = RunReport(succeeded=False, error="The pipeline engine failed; the operators' log says why.")
-        retry_after = None
-        if not report.succeeded and report.can_pass:
-            retry_after = timedelta(seconds=backoff_s(order.attempt))
-        return self._ended(attempt, report=report, retry_after=retry_after)
+        return attempt.ended(self._service.now(), report)
 
-    def _ended(
-        self,
-        attempt: _Attempt,
-        *,
-        report: RunReport | None = None,
-        retry_after: timedelta | None = None,
-        cancelled: bool = False,
-        handed_back: str | None = None,
-    ) -> Outcome:
-        return Outcome(
-            run_id=attempt.order.run_id,
-            customer_id=attempt.order.customer_id,
-            attempt=attempt.order.attempt,
-            at=utc_now(),
-            steps=tuple(attempt.steps),
-            report=report,
-            retry_after=retry_after,
-            cancelled=cancelled,
-            handed_back=handed_back,
-        )
+    def _flush(self, attempt: Attempt) -> None:
+        outcome = attempt.so_far(self._service.now())
+        if outcome is not None:
+            self._tell(outcome)
 
-    def flush(self, attempt: _Attempt) -> None:
-        """Record the steps so far of a run that takes long."""
-        if attempt.steps and time.monotonic() - attempt.flushed_at >= FLUSH_STEPS_AFTER_S:
-            self._reporter.submit(self._ended(attempt), lambda: None)
-            attempt.steps.clear()
-            attempt.flushed_at = time.monotonic()
+    def _tell(self, outcome: Outcome) -> None:
+        self._reporter.submit(outcome, lambda: None)
 
-    def renew(self) -> None:
-        """One heartbeat: renew all leases; stop what was cancelled, and what is held no more."""
+    def renew(self) -> bool:
+        """One heartbeat: renew all leases; stop what was cancelled, and what is held no more.
+
+        Answers whether the database did. While it does not, attempts end by themselves before they are another's.
+        """
         with self._lock:
-            attempts = list(self._held.items())
+            attempts = dict(self._held)
+        ours_until = self._ours_until()
         try:
-            answer = leases.renew(self._service.datastore, self.worker_id, [key for key, _ in attempts], self._lease_s)
-        except Away:
-            if time.monotonic() - self._renewed > LOST_AFTER_S:
-                self._stop_all("lost")
-            return
-        self._renewed = time.monotonic()
+            answer = leases.renew(self._service.datastore, self.worker_id, list(attempts), self._timing.lease_s)
+        except (Away, Superseded) as error:
+            logger.warning("the leases of %d runs could not be renewed: %s", len(attempts), error)
+            return False
         held = {(lease.run_id, lease.attempt): lease for lease in answer}
-        for key, attempt in attempts:
+        for key, attempt in attempts.items():
             if key not in held:
-                self._stop(attempt, "lost")
-            elif held[key].stop_asked:
-                self._stop(attempt, "cancelled")
+                attempt.stop(Stop.LOST)
+                continue
+            attempt.ours_until = ours_until
+            if held[key].stop_asked:
+                attempt.stop(Stop.CANCELLED)
+        return True
 
     @property
     def holding(self) -> int:
@@ -185,124 +197,122 @@ class Worker:
 
     def hand_back_all(self) -> None:
         """Stop every run in hand; each goes back to the queue."""
-        self._stop_all("shutdown")
-
-    def _stop_all(self, reason: str) -> None:
         with self._lock:
             attempts = list(self._held.values())
         for attempt in attempts:
-            self._stop(attempt, reason)
-
-    @staticmethod
-    def _stop(attempt: _Attempt, reason: str) -> None:
-        attempt.reason = attempt.reason or reason
-        attempt.stop.set()
-
-
-class _Progress:
-    """What the engine tells while it works."""
-
-    def __init__(self, worker: Worker, attempt: _Attempt) -> None:
-        self._worker = worker
-        self._attempt = attempt
-
-    def finished(self, step: StepReport) -> None:
-        self._attempt.steps.append(step)
-        self._worker.flush(self._attempt)
-        self.check()
-
-    def check(self) -> None:
-        if self._attempt.stop.is_set():
-            raise Cancelled
-
-
-def backoff_s(attempt: int) -> float:
-    """Seconds to wait before the next attempt: exponential, with full jitter."""
-    return random.uniform(0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2**attempt))  # noqa: S311 - no secret
-
-
-def _heartbeats(worker: Worker, done: threading.Event, wake: threading.Event) -> None:
-    while not done.is_set():
-        wake.wait(HEARTBEAT_S)
-        wake.clear()
-        if not done.is_set():
-            worker.renew()
+            attempt.stop(Stop.SHUTDOWN)
 
 
 def process_one(service: Service, worker_id: str, run_id: str | None = None) -> str | None:
     """Claim one waiting run, or the one that is named, and execute it; returns its id, None when there was none."""
-    done, wake = threading.Event(), threading.Event()
     with Worker(service, worker_id) as worker:
         orders = worker.claim(1, run_id)
         if not orders:
             return None
-        beat = threading.Thread(target=_heartbeats, args=(worker, done, wake), name="heartbeat", daemon=True)
-        listener = Listener(service.dsn, {STOP: lambda _: wake.set()})
-        beat.start()
-        listener.start()
-        try:
+        beat_now = threading.Event()
+        listener = Listener(service.dsn, {STOP: lambda _: beat_now.set()})
+        with _beside([_heartbeat(worker, beat_now, DEFAULT_TIMING)], Shutdown(), listener, beat_now):
             worker.execute(orders[0])
-        finally:
-            done.set()
-            wake.set()
-            beat.join()
-            listener.stop()
     return orders[0].run_id
 
 
-def run_worker(service: Service, stop: threading.Event) -> None:
-    """Claim and execute runs until `stop` is set; then finish what can be finished in 25 s and hand back the rest."""
+def run_worker(
+    service: Service,
+    stop: threading.Event,
+    *,
+    timing: Timing = DEFAULT_TIMING,
+    began: Callable[[Worker], None] = lambda _: None,
+) -> None:
+    """Claim and execute runs until `stop` is set; then finish what can be finished in time and hand back the rest.
+
+    `began` is told the worker whose figures count. Raises `Unable` when a part that it needs has failed.
+    """
     settings = service.settings
-    wake, beat_now, done = threading.Event(), threading.Event(), threading.Event()
+    wake, beat_now, failing = threading.Event(), threading.Event(), Shutdown()
     listener = Listener(service.dsn, {QUEUE: lambda _: wake.set(), STOP: lambda _: beat_now.set()})
     with (
-        Worker(service, settings.worker_id) as worker,
+        Worker(service, settings.worker_id, timing=timing) as worker,
         ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="run") as pool,
     ):
-        threads = [
-            threading.Thread(target=_heartbeats, args=(worker, done, beat_now), name="heartbeat"),
-            threading.Thread(target=run_takeover, args=(service, done), name="takeover"),
-            threading.Thread(target=provision_pending, args=(service, done), name="provisioner"),
+        parts = [
+            _heartbeat(worker, beat_now, timing),
+            Part("takeover", lambda s: run_takeover(service, s, every_s=timing.takeover_s, lease_s=timing.lease_s)),
+            Part("provisioner", lambda s: provision_pending(service, s)),
         ]
-        listener.start()
-        for thread in threads:
-            thread.start()
-        try:
-            _claim_until(stop, worker, pool, wake, service.settings)
-            worker.wait_idle(GRACE_S - 5)
-            worker.hand_back_all()
-            worker.wait_idle(5)
-        finally:
-            done.set()
-            beat_now.set()
-            listener.stop()
-            for thread in threads:
-                thread.join(timeout=5)
+        began(worker)
+        with _beside(parts, failing, listener, beat_now):
+            try:
+                _claim_until(lambda: stop.is_set() or failing.is_due, service, worker, pool, wake)
+                if not failing.is_due:
+                    worker.wait_idle(timing.finish_s)
+            finally:
+                worker.hand_back_all()
+                worker.wait_idle(timing.grace_s - timing.finish_s)
+    if failing.failure is not None:
+        raise Unable(failing.failure)
+
+
+def _heartbeat(worker: Worker, beat_now: threading.Event, timing: Timing) -> Part:
+    def beat(stop: threading.Event) -> None:
+        pause = timing.heartbeat_s
+        while not stop.is_set():
+            beat_now.wait(pause)
+            beat_now.clear()
+            if not stop.is_set():
+                # Sooner again when it failed: the leases run out.
+                pause = timing.heartbeat_s if worker.renew() else timing.heartbeat_s / 5
+
+    return Part("heartbeat", beat)
+
+
+@contextmanager
+def _beside(parts: Sequence[Part], failing: Shutdown, listener: Listener, beat_now: threading.Event) -> Iterator[None]:
+    """The parts work, and the listener listens, as long as the block does."""
+    listener.start()
+    for part in parts:
+        part.start(failing)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.stop()
+        beat_now.set()
+        listener.stop()
+        for part in parts:
+            part.join(5)
 
 
 def _claim_until(
-    stop: threading.Event, worker: Worker, pool: ThreadPoolExecutor, wake: threading.Event, settings: Settings
+    ended: Callable[[], bool], service: Service, worker: Worker, pool: ThreadPoolExecutor, wake: threading.Event
 ) -> None:
-    while not stop.is_set():
+    settings = service.settings
+    while not ended():
         # Cleared before looking, so that what comes while we look wakes us again.
         wake.clear()
+        looked_at = time.monotonic()
         free = settings.worker_concurrency - worker.holding
-        orders = _claim(worker, free) if free > 0 else []
+        pause = settings.poll_interval_seconds
+        try:
+            orders = worker.claim(free) if free > 0 else []
+            if free > 0 and not orders:
+                pause = _until_ready(service, looked_at, pause)
+        except Away as away:
+            logger.warning("the worker waits: %s", away)
+            orders, pause = [], min(pause, _AWAY_SLEEP_S)
         for order in orders:
             pool.submit(worker.execute, order, wake.set)
         if not orders:
-            _sleep(wake, stop, settings.poll_interval_seconds)
+            _sleep(wake, ended, pause)
 
 
-def _claim(worker: Worker, free: int) -> list[RunOrder]:
-    try:
-        return worker.claim(free)
-    except Away as away:
-        logger.warning("the worker waits: %s", away)
-        return []
+def _until_ready(service: Service, looked_at: float, most_s: float) -> float:
+    """Nobody is told when the time of a run that has to wait has come: the worker wakes up for it."""
+    since_s = time.monotonic() - looked_at + _LOOKED_S
+    seconds = waiting.seconds_until_ready(service.datastore, since_s=since_s)
+    return most_s if seconds is None else min(max(seconds, _SHORTEST_SLEEP_S), most_s)
 
 
-def _sleep(wake: threading.Event, stop: threading.Event, seconds: float) -> None:
+def _sleep(wake: threading.Event, ended: Callable[[], bool], seconds: float) -> None:
     until = time.monotonic() + seconds
-    while not stop.is_set() and (left := until - time.monotonic()) > 0 and not wake.wait(min(left, 0.5)):
+    while not ended() and (left := until - time.monotonic()) > 0 and not wake.wait(min(left, 0.5)):
         pass

@@ -10,14 +10,14 @@ from typing import Literal
 from pydantic import EmailStr, Field, SecretStr
 
 from application.command import Command, Line, Request, new_id
+from application.pipelines import upcoming
 from application.platform import Platform, Transaction
 from application.ports import Purpose, SealedFor, Vault, Warehouse
 from domain import identity
-from domain.customer import KEY_LIFE, ApiKeyIssued, Customer, CustomerEvent, Onboarded
+from domain.customer import KEY_LIFE, ApiKeyIssued, Customer, Onboarded
 from domain.pipeline_run import Priority, RunScheduled, Trigger
 from domain.plans import Plan
 from domain.refusals import Conflict
-from domain.schedule import next_slot, parse
 from domain.subscription import open_subscription
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
@@ -214,13 +214,7 @@ def reactivate(command: Reactivate, platform: Platform) -> None:
         tx.lock([command.customer_id])
         customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
         state = customer.must("No such customer.")
-        slots = {
-            config_id: next_slot(parse(pipeline.cron, pipeline.timezone), command.at)
-            for config_id, pipeline in state.pipelines.items()
-            if pipeline.is_active
-        }
-        events: tuple[CustomerEvent, ...] = state.reactivate(command.reason, slots)
-        customer.append(events)
+        customer.append(state.reactivate(command.reason, upcoming(state, command.at)))
         subscription.append(subscription.must("No such customer.").resume(command.reason))
 
     platform.transact(command, work)

@@ -118,6 +118,7 @@ def _order(run_id: str, run: PipelineRun, configurations: Mapping[tuple[str, str
         run_date=order.run_date,
         parameters=order.parameters,
         configuration=configurations.get((order.customer_id, order.provider, order.domain), {}),
+        last_attempt=run.last_attempt,
     )
 
 
@@ -177,16 +178,17 @@ def _report(tx: Transaction, command: ReportOutcomes) -> list[str]:
         if state is not RunState.RUNNING:
             success = {RunState.COMPLETED: True, RunState.FAILED: False}.get(state)
             released[outcome.customer_id][outcome.run_id] = success
-    _release(tx, command, {c: subscriptions[c] for c in released}, released)
+    _release(tx, now, {c: subscriptions[c] for c in released}, released)
     return refused
 
 
 def _release(
-    tx: Transaction, command: Command, subscriptions: Mapping[str, Any], released: Mapping[str, dict[str, bool | None]]
+    tx: Transaction, now: datetime, subscriptions: Mapping[str, Any], released: Mapping[str, dict[str, bool | None]]
 ) -> None:
+    """By the database's clock: a worker whose own is fast must not begin a customer's next day."""
     for customer_id, outcomes in released.items():
         stream = subscriptions[customer_id]
-        stream.append(stream.must("No such customer.").release_slots(outcomes, command.at))
+        stream.append(stream.must("No such customer.").release_slots(outcomes, now))
     tx.session.drop_leases([run_id for outcomes in released.values() for run_id in outcomes])
 
 
@@ -246,7 +248,7 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
             run.append(run.must("No such run.").expire(now, begun=lease.begun))
             failed = run.must("No such run.").state is RunState.FAILED
             released[lease.customer_id][lease.run_id] = False if failed else None
-        _release(tx, command, {c: subscriptions[c] for c in released}, released)
+        _release(tx, now, {c: subscriptions[c] for c in released}, released)
         return [lease.run_id for lease in leases]
 
     return platform.transact(command, work)

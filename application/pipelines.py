@@ -1,6 +1,7 @@
 """A customer's scheduled pipelines: configured, changed, removed."""
 
 from dataclasses import replace
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
@@ -8,20 +9,25 @@ from pydantic import Field, StringConstraints
 from application.command import Command, Identifier, Request, new_id
 from application.platform import Platform, Transaction
 from application.ports import Catalogue, Template
-from domain.customer import Pipeline
+from domain.customer import Customer, Pipeline
 from domain.refusals import Invalid, NotFound
-from domain.schedule import next_slot, parse
+from domain.schedule import Schedule, next_slot, parse
 
 Cron = Annotated[str, StringConstraints(max_length=100)]
 Zone = Annotated[str, StringConstraints(max_length=64)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Offset = Annotated[int, Field(ge=0, le=366)]
 CatchUp = Literal["latest", "all", "none"]
-Overlap = Literal["queue", "skip"]
+Overlap = Literal["queue", "skip", "cancel_running"]
+Jitter = Annotated[int, Field(ge=0, le=3600)]
 
 
 class NewPipeline(Request):
-    """What to run, and when. `date_offset_days`: how many days before its slot a run's `date` lies."""
+    """What to run, and when.
+
+    `date_offset_days`: how many days before its slot a run's `date` lies. `jitter_seconds`: a pipeline starts up to so
+    much later than its slots, always by the same time.
+    """
 
     provider: Name
     domain: Name
@@ -33,6 +39,7 @@ class NewPipeline(Request):
     date_offset_days: Offset = 1
     catch_up: CatchUp = "latest"
     overlap: Overlap = "queue"
+    jitter_seconds: Jitter = 0
 
 
 class ConfigurePipeline(NewPipeline, Command):
@@ -77,6 +84,7 @@ def configure_pipeline(command: ConfigurePipeline, platform: Platform, catalogue
         date_offset_days=command.date_offset_days,
         catch_up=command.catch_up,
         overlap=command.overlap,
+        jitter_seconds=command.jitter_seconds,
     )
 
     def work(tx: Transaction) -> None:
@@ -90,6 +98,15 @@ def configure_pipeline(command: ConfigurePipeline, platform: Platform, catalogue
     return command.config_id
 
 
+def upcoming(customer: Customer, at: datetime) -> dict[str, datetime]:
+    """The first slot after `at` of every active pipeline."""
+    return {
+        config_id: next_slot(Schedule(pipeline.cron, pipeline.timezone), at)
+        for config_id, pipeline in customer.pipelines.items()
+        if pipeline.is_active
+    }
+
+
 class PipelineChange(Request):
     """Only what is given changes."""
 
@@ -100,6 +117,7 @@ class PipelineChange(Request):
     date_offset_days: Offset | None = None
     catch_up: CatchUp | None = None
     overlap: Overlap | None = None
+    jitter_seconds: Jitter | None = None
 
 
 class ChangePipeline(PipelineChange, Command):
@@ -124,6 +142,7 @@ def change_pipeline(command: ChangePipeline, platform: Platform, catalogue: Cata
             date_offset_days=now.date_offset_days if command.date_offset_days is None else command.date_offset_days,
             catch_up=command.catch_up or now.catch_up,
             overlap=command.overlap or now.overlap,
+            jitter_seconds=now.jitter_seconds if command.jitter_seconds is None else command.jitter_seconds,
         )
         if command.parameters is not None:
             template = known_template(catalogue, now.provider, now.domain, now.template)

@@ -66,6 +66,7 @@ class DuePipeline:
     date_offset_days: int
     catch_up: str
     overlap: str
+    jitter_seconds: int
     parameters: Mapping[str, Any]
     active_runs: int
 
@@ -90,10 +91,8 @@ class Session(Protocol):
     def lock_customers(self, customer_ids: Sequence[str]) -> None:
         """Hold the rows of these customers, in the order of their ids, until the transaction ends."""
 
-    def events(self, after: Mapping[UUID, int]) -> Sequence[StoredEvent]:
-        """The events of these streams after these versions, each stream in order."""
-
-    def snapshots(self, stream_ids: Sequence[UUID]) -> Sequence[Snapshot]: ...
+    def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
+        """These streams, each in order: its snapshot of the given shape, if it has one, and the events after that."""
 
     def append(
         self, recorded: Sequence[Recorded], stored: Sequence[StoredEvent], snapshots: Sequence[Snapshot]
@@ -113,6 +112,9 @@ class Session(Protocol):
     def due_pipelines(self, customer_ids: Sequence[str], now: datetime, limit: int) -> Sequence[DuePipeline]:
         """Lock due pipelines of customers that are locked already, the longest due first."""
 
+    def overlapped_runs(self, customer_ids: Sequence[str], now: datetime) -> Mapping[str, Sequence[str]]:
+        """The scheduled runs that wait or run for due pipelines whose overlap is cancel_running, by config_id."""
+
     def claimable_runs(self, limit: int, run_id: str | None) -> Sequence[tuple[str, str]]:
         """Lock waiting runs whose customers seem to have a place free, in fair order: (run_id, customer_id)."""
 
@@ -126,8 +128,8 @@ class Session(Protocol):
 
     def drop_leases(self, run_ids: Sequence[str]) -> None: ...
 
-    def ask_to_stop(self, run_id: str) -> None:
-        """Mark the run's lease: its worker stops it at the next heartbeat."""
+    def ask_to_stop(self, run_ids: Sequence[str]) -> None:
+        """Mark the runs' leases: their workers stop them at the next heartbeat."""
 
     def expired_leases(self, limit: int) -> Sequence[Lease]:
         """Lock leases that ran out, with their queue rows; those that another transaction holds are left to it."""
@@ -150,8 +152,14 @@ class Kind(Generic[State, Event]):
     name: str
     evolve: Callable[[State | None, Event], State]
     decoder: "msgspec.json.Decoder[State] | None" = None
-    shape: int = 1
-    """Goes up when the state's fields or its fold change: older snapshots are then passed over."""
+    shape: int = 0
+    """Goes up when the state's fields or its fold change: older snapshots are then passed over. 0 has none."""
+
+    def restored(self, state: bytes) -> State:
+        """The state as a snapshot of this shape keeps it."""
+        if self.decoder is None:
+            raise TypeError(f"There are no snapshots of {self.name} streams.")
+        return self.decoder.decode(state)
 
 
 CUSTOMER: Final[Kind[Customer, CustomerEvent]] = Kind("customer", customer.evolve)
@@ -184,6 +192,16 @@ class Stream(Generic[State, Event]):
             raise NotFound(missing)
         return self.state
 
+    def read(self, stored: Snapshot | StoredEvent, mapper: EventMapper) -> None:
+        """Take in what is stored next: a snapshot, or an event."""
+        if isinstance(stored, Snapshot):
+            self.state = self.kind.restored(stored.state)
+            self.version = stored.version
+        else:
+            event: Any = mapper.to_domain_event(stored).event
+            self.state = self.kind.evolve(self.state, event)
+            self.version = stored.originator_version
+
     def append(self, events: Iterable[Event]) -> None:
         """Add decided events, to be stored when the transaction ends; the state moves on at once."""
         for event in events:
@@ -204,43 +222,45 @@ class Transaction:
         return self.customers([customer_id])[customer_id]
 
     def customers(self, customer_ids: Sequence[str]) -> dict[str, Stream[Customer, CustomerEvent]]:
-        loaded = self._load(CUSTOMER, [(customer_stream(c), c) for c in customer_ids])
-        return dict(zip(customer_ids, loaded, strict=True))
+        wanted = [(CUSTOMER, customer_stream(c), c) for c in customer_ids]
+        return dict(zip(customer_ids, self._load(wanted), strict=True))
 
     def subscription(self, customer_id: str) -> Stream[Subscription, SubscriptionEvent]:
         return self.subscriptions([customer_id])[customer_id]
 
     def subscriptions(self, customer_ids: Sequence[str]) -> dict[str, Stream[Subscription, SubscriptionEvent]]:
-        loaded = self._load(SUBSCRIPTION, [(subscription_stream(c), c) for c in customer_ids])
-        return dict(zip(customer_ids, loaded, strict=True))
+        return self.load(customer_ids, [])[0]
 
     def run(self, run_id: UUID, customer_id: str) -> Stream[PipelineRun, RunEvent]:
         return self.runs([(run_id, customer_id)])[run_id]
 
     def runs(self, runs: Sequence[tuple[UUID, str]]) -> dict[UUID, Stream[PipelineRun, RunEvent]]:
-        return {stream.stream_id: stream for stream in self._load(RUN, runs)}
+        return self.load([], runs)[1]
+
+    def load(
+        self, subscriptions: Sequence[str], runs: Sequence[tuple[UUID, str]]
+    ) -> tuple[dict[str, Stream[Subscription, SubscriptionEvent]], dict[UUID, Stream[PipelineRun, RunEvent]]]:
+        """The subscriptions of these customers, and these runs with whose they are: all at once."""
+        wanted: list[tuple[Kind[Any, Any], UUID, str]] = [
+            *((SUBSCRIPTION, subscription_stream(customer_id), customer_id) for customer_id in subscriptions),
+            *((RUN, run_id, customer_id) for run_id, customer_id in runs),
+        ]
+        streams = self._load(wanted)
+        own = streams[len(subscriptions) :]
+        return dict(zip(subscriptions, streams, strict=False)), {stream.stream_id: stream for stream in own}
 
     def lock(self, customer_ids: Iterable[str]) -> None:
         """Hold these customers against other deciders, before their streams are loaded."""
         self.session.lock_customers(sorted(set(customer_ids)))
 
-    def _load(self, kind: Kind[State, Event], wanted: Sequence[tuple[UUID, str]]) -> list[Stream[State, Event]]:
-        missing = {i: Stream(kind, i, c) for i, c in wanted if i not in self._streams}
+    def _load(self, wanted: Sequence[tuple[Kind[Any, Any], UUID, str]]) -> list[Stream[Any, Any]]:
+        missing = {i: Stream(kind, i, c) for kind, i, c in wanted if i not in self._streams}
         if missing:
-            ids = list(missing)
-            if kind.decoder is not None:
-                for snapshot in self.session.snapshots(ids):
-                    stream = missing[snapshot.stream_id]
-                    if snapshot.shape != kind.shape:
-                        continue
-                    stream.state, stream.version = kind.decoder.decode(snapshot.state), snapshot.version
-            for stored in self.session.events({i: stream.version for i, stream in missing.items()}):
-                recorded = self._mapper.to_domain_event(stored)
-                stream = missing[recorded.originator_id]
-                stream.state = kind.evolve(stream.state, recorded.event)  # type: ignore[arg-type]
-                stream.version = stored.originator_version
+            for found in self.session.load({i: stream.kind.shape for i, stream in missing.items()}):
+                stream = missing[found.stream_id if isinstance(found, Snapshot) else found.originator_id]  # type: ignore[index]
+                stream.read(found, self._mapper)
             self._streams.update(missing)
-        return [self._streams[i] for i, _ in wanted]
+        return [self._streams[i] for _, i, _ in wanted]
 
     def flush(self) -> None:
         """Append everything decided so far, stream by stream in the order of their loading."""
@@ -295,8 +315,8 @@ class Platform:
     def history(self, stream_id: UUID) -> list[Recorded]:
         """Every event of one stream in its envelope, oldest first; empty for a stream that never was."""
         with self._store.transaction() as session:
-            stored = session.events({stream_id: 0})
-        return [self._mapper.to_domain_event(event) for event in stored]
+            stored = session.load({stream_id: 0})
+        return [self._mapper.to_domain_event(event) for event in stored if isinstance(event, StoredEvent)]
 
     def _once(self, command: Command, work: Callable[[Transaction], Result]) -> Result:
         with self._store.transaction() as session:

@@ -104,6 +104,8 @@ class RunOrder:
     parameters: Mapping[str, Any]
     configuration: Mapping[str, Any] = field(default_factory=dict)
     """The customer's provider configuration: source_project_id, source_dataset, notification_emails …"""
+    last_attempt: bool = False
+    """Whether no other attempt follows this one, however it ends. `attempt` does not say so: not all of them count."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def cancel_run(command: CancelRun, platform: Platform) -> None:
         if ended.state is RunState.CANCELLED:
             give_back(tx, command, command.run_id, ended)
         else:
-            tx.session.ask_to_stop(command.run_id)
+            tx.session.ask_to_stop([command.run_id])
 
     platform.transact(command, work)
 

@@ -1,7 +1,7 @@
 """From due slots to waiting runs: one step, shared by the scheduler process and POST /scheduler/trigger."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Final
@@ -11,18 +11,22 @@ from pydantic import Field
 
 from application.command import Command
 from application.pipelines import known_template
-from application.platform import DuePipeline, Platform, Transaction
+from application.platform import DuePipeline, Platform, Stream, Superseded, Transaction
 from application.ports import Catalogue
 from domain.customer import PipelineChanged
 from domain.identity import scheduled_run_id
-from domain.pipeline_run import Priority, RunScheduled, Trigger
+from domain.pipeline_run import PipelineRun, Priority, RunEvent, RunScheduled, Trigger
 from domain.refusals import NotFound
-from domain.schedule import Schedule, latest_slot, next_slot, run_date, slots_between
+from domain.schedule import Schedule, jitter, latest_slot, next_slot, run_date, slots_between
+from domain.subscription import Subscription, SubscriptionEvent, evolve
 
 LATE: Final = timedelta(seconds=60)
 CATCH_UP_WINDOW: Final = timedelta(hours=24)
 CATCH_UP_AT_MOST: Final = 100
 _MINUTES_IN_WINDOW: Final = 24 * 60 + 1
+OVERLAPPED: Final = "A newer slot of this pipeline came, and its overlap is cancel_running."
+
+Run = Stream[PipelineRun, RunEvent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,13 @@ class Triggered:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
+    """A slot's run. `superseded`: a newer slot, seen together with it, ends it before it could wait."""
+
     run_id: UUID
     due: DuePipeline
     order: RunScheduled
     skip: str | None
+    superseded: bool
 
 
 class TriggerSchedules(Command):
@@ -68,42 +75,116 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
 
 def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalogue) -> Triggered:
     customer_ids = tx.session.due_customers(command.at, command.batch)
+    overlapped = _lock_overlapped(tx, customer_ids, command.at)
     tx.lock(customer_ids)
     due = tx.session.due_pipelines(customer_ids, command.at, command.batch)
     if not due:
         return Triggered()
-    customer_ids = sorted({d.customer_id for d in due})
-    subscriptions = tx.subscriptions(customer_ids)
+    tx.subscriptions(sorted({d.customer_id for d in due}))
+    earlier = _earlier_runs(tx, due, command.at, overlapped)
     planned = [plan for d in due for plan in _plan(d, command.at, catalogue)]
     runs = tx.runs([(p.run_id, p.due.customer_id) for p in planned])
     fresh = [p for p in planned if not runs[p.run_id].exists]
 
-    wanting: dict[str, list[_Planned]] = defaultdict(list)
-    for p in fresh:
-        if p.skip is None:
-            wanting[p.due.customer_id].append(p)
-    admitted: dict[str, date] = {}
-    refusals: dict[str, str] = {}
-    for customer_id, plans in wanting.items():
-        subscription = subscriptions[customer_id]
-        state = subscription.must("No such customer.")
-        admission = state.admit([str(p.run_id) for p in plans], command.at, starting=False)
-        subscription.append(admission.events)
-        admitted.update(dict.fromkeys(admission.admitted, admission.day))
-        refusals[customer_id] = str(admission.refusal)
-
-    queued = 0
+    admitted, refusals = _admit(tx, fresh, earlier, command.at)
     for p in fresh:
         run = runs[p.run_id]
-        if str(p.run_id) in admitted:
-            run.append([replace(p.order, counted_on=admitted[str(p.run_id)])])
-            queued += 1
+        if p.run_id in admitted:
+            run.append([replace(p.order, counted_on=admitted[p.run_id])])
         else:
             run.append([p.order])
-            reason = p.skip or refusals[p.due.customer_id]
-            run.append(run.must("").skip(command.at, reason))
+            reason = p.skip or refusals.get(p.run_id)
+            state = run.must("")
+            run.append(state.cancel(command.at, OVERLAPPED) if reason is None else state.skip(command.at, reason))
+    _end(tx, [run for p in fresh if p.run_id in admitted for run in earlier.get(p.due.config_id, ())], command.at)
     _move_on_the_rest(tx, command.at, due, {p.due.config_id for p in fresh})
-    return Triggered(len(due), queued, len(fresh) - queued)
+    return Triggered(len(due), len(admitted), len(fresh) - len(admitted))
+
+
+def _lock_overlapped(tx: Transaction, customer_ids: Sequence[str], now: datetime) -> set[str]:
+    """Lock the runs that due slots may end, and their leases: those come before customers in the order of locks."""
+    found = tx.session.overlapped_runs(customer_ids, now)
+    run_ids = {run_id for run_ids in found.values() for run_id in run_ids}
+    if run_ids:
+        tx.session.lock_runs(sorted(run_ids))
+    return run_ids
+
+
+def _earlier_runs(
+    tx: Transaction, due: Sequence[DuePipeline], now: datetime, locked: set[str]
+) -> dict[str, list[Run]]:
+    """The runs that wait or run for due pipelines whose overlap is cancel_running, by config_id.
+
+    Raises `Superseded` when another one came into being before its customer was locked.
+    """
+    customers = {d.config_id: d.customer_id for d in due if d.overlap == "cancel_running"}
+    if not customers:
+        return {}
+    found = tx.session.overlapped_runs(sorted(set(customers.values())), now)
+    found = {config_id: sorted(run_ids) for config_id, run_ids in found.items() if config_id in customers}
+    if not locked.issuperset(run_id for run_ids in found.values() for run_id in run_ids):
+        raise Superseded("A run came that a slot may have to end.")
+    runs = tx.runs([(UUID(r), customers[config_id]) for config_id, run_ids in found.items() for r in run_ids])
+    return {config_id: [runs[UUID(run_id)] for run_id in run_ids] for config_id, run_ids in found.items()}
+
+
+def _admit(
+    tx: Transaction, fresh: Sequence[_Planned], earlier: Mapping[str, Sequence[Run]], now: datetime
+) -> tuple[dict[UUID, date], dict[UUID, str]]:
+    """Which runs were let in, with the day they count on, and why the others were not."""
+    wanting: dict[str, list[_Planned]] = defaultdict(list)
+    for p in fresh:
+        if p.skip is None and not p.superseded:
+            wanting[p.due.customer_id].append(p)
+    admitted: dict[UUID, date] = {}
+    refusals: dict[UUID, str] = {}
+    for customer_id, plans in wanting.items():
+        subscription = tx.subscription(customer_id)
+        units = {p.run_id: _units(earlier.get(p.due.config_id, ())) for p in plans}
+        # Who takes the place of a waiting run gets its unit, and takes it away only when let in: each by itself.
+        for group in [*([p] for p in plans if units[p.run_id]), [p for p in plans if not units[p.run_id]]]:
+            if not group:
+                continue
+            returned, freed = _returned(subscription.must("No such customer."), units[group[0].run_id], now)
+            admission = freed.admit([str(p.run_id) for p in group], now, starting=False)
+            subscription.append((*returned, *admission.events) if admission.admitted else admission.events)
+            for p in group:
+                if str(p.run_id) in admission.admitted:
+                    admitted[p.run_id] = admission.day
+                else:
+                    refusals[p.run_id] = str(admission.refusal)
+    return admitted, refusals
+
+
+def _units(earlier: Iterable[Run]) -> dict[date, list[str]]:
+    """The units of quota that these runs would give back, by the day they were taken from."""
+    units: dict[date, list[str]] = defaultdict(list)
+    for run in earlier:
+        state = run.must("No such run.")
+        if not state.started and state.order.counted_on is not None:
+            units[state.order.counted_on].append(str(run.stream_id))
+    return units
+
+
+def _returned(
+    state: Subscription, units: Mapping[date, Sequence[str]], now: datetime
+) -> tuple[list[SubscriptionEvent], Subscription]:
+    """The events that give these units back, and what the subscription would be after them."""
+    events: list[SubscriptionEvent] = []
+    for day, run_ids in units.items():
+        for event in state.return_admissions(run_ids, day, now):
+            events.append(event)
+            state = evolve(state, event)
+    return events, state
+
+
+def _end(tx: Transaction, earlier: Sequence[Run], now: datetime) -> None:
+    """End what a newer slot overlaps: what waits at once, what runs at its worker's next heartbeat."""
+    for run in earlier:
+        run.append(run.must("No such run.").cancel(now, OVERLAPPED))
+    running = [str(run.stream_id) for run in earlier if not run.must("No such run.").state.ended]
+    if running:
+        tx.session.ask_to_stop(running)
 
 
 def _move_on_the_rest(tx: Transaction, now: datetime, due: Sequence[DuePipeline], moved: set[str]) -> None:
@@ -148,11 +229,19 @@ def _plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[_Planne
                 next_run_time=following,
                 missed_since=due.next_run_time if slot == slots[0] and slot > due.next_run_time else None,
                 parameters=due.parameters,
+                not_before=_not_before(due, slot, now),
             ),
+            superseded=due.overlap == "cancel_running" and slot != slots[-1],
             skip=unknown or _reason_to_skip(due, slot, now, first=slot == slots[0]),
         )
         for slot in slots
     ]
+
+
+def _not_before(due: DuePipeline, slot: datetime, now: datetime) -> datetime | None:
+    """When a worker may have the run at the earliest: what is late already is not held up further."""
+    delay = jitter(due.config_id, timedelta(seconds=due.jitter_seconds))
+    return slot + delay if delay and now - slot <= LATE else None
 
 
 def _missed_slots(due: DuePipeline, schedule: Schedule, now: datetime) -> list[datetime]:

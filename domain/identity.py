@@ -1,7 +1,7 @@
 """Names that decide uniqueness: the same thing is the same stream, so the store itself refuses the second one."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -40,6 +40,11 @@ def subscription_stream(customer: str) -> UUID:
 def scheduled_run_id(config_id: str, slot: datetime) -> UUID:
     """The run of one slot of one pipeline, whatever its schedule's revision and however many schedulers there are."""
     return uuid5(_RUN, f"{config_id}@{slot.astimezone(UTC).isoformat(timespec='seconds')}")
+
+
+def backfill_run_id(backfill_id: str, day: date) -> UUID:
+    """The run that fills in one day, however often its back-fill is asked for."""
+    return uuid5(_RUN, f"backfill:{backfill_id}@{day.isoformat()}")
 
 
 def onboarding_run_id(customer: str) -> UUID:

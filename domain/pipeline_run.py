@@ -200,11 +200,17 @@ class PipelineRun:
     lease_expires_at: datetime | None = None
     not_before: datetime | None = None
     cancel_requested: bool = False
+    cancel_reason: str = "Cancelled on request."
     steps_done: frozenset[tuple[int, int]] = frozenset()
 
     @property
     def customer_id(self) -> str:
         return self.order.customer_id
+
+    @property
+    def _schedule(self) -> str | None:
+        """The pipeline whose newest run this is about: back-fill says nothing of how its schedule goes."""
+        return None if self.order.trigger_type is Trigger.BACKFILL else self.order.config_id
 
     def ready(self, now: datetime) -> bool:
         """Whether a worker may have it: rows that say so may be out of date."""
@@ -235,7 +241,7 @@ class PipelineRun:
                 started_at=self.started_at or at,
                 ended_at=self._end(at),
                 rows=rows,
-                config_id=self.order.config_id,
+                config_id=self._schedule,
             ),
         )
 
@@ -244,7 +250,7 @@ class PipelineRun:
     ) -> tuple[RunEvent, ...]:
         """The attempt failed. With `retry_at` the error can pass: the run goes back while it has attempts left."""
         self._held(worker_id, attempt)
-        if retry_at is not None and not self._last_attempt:
+        if retry_at is not None and not self.last_attempt:
             if self.cancel_requested:
                 return self._cancelled(at)
             return (RunRequeued(attempt=attempt, not_before=retry_at, reason=error),)
@@ -271,7 +277,7 @@ class PipelineRun:
             reason = f"Worker {self.worker_id} never began attempt {self.attempt}."
             return (RunRequeued(attempt=self.attempt, not_before=at, reason=reason, spent=False),)
         reason = f"Worker {self.worker_id} stopped answering during attempt {self.attempt}."
-        if self._last_attempt:
+        if self.last_attempt:
             return (self._failed(at, reason),)
         return (RunRequeued(attempt=self.attempt, not_before=at, reason=reason),)
 
@@ -279,7 +285,7 @@ class PipelineRun:
         """Ask for the end of the run: at once while it waits, at the worker's next heartbeat while it runs."""
         match self.state:
             case RunState.PENDING:
-                return (RunCancelled(attempt=self.attempt, ended_at=at, reason=reason, config_id=self.order.config_id),)
+                return (RunCancelled(attempt=self.attempt, ended_at=at, reason=reason, config_id=self._schedule),)
             case RunState.RUNNING:
                 return () if self.cancel_requested else (CancelRequested(reason=reason),)
             case _:
@@ -293,10 +299,11 @@ class PipelineRun:
     def skip(self, at: datetime, reason: str) -> tuple[RunEvent, ...]:
         if self.state is not RunState.PENDING:
             raise Conflict(f"The run is {self.state} already.")
-        return (RunSkipped(ended_at=at, reason=reason, config_id=self.order.config_id),)
+        return (RunSkipped(ended_at=at, reason=reason, config_id=self._schedule),)
 
     @property
-    def _last_attempt(self) -> bool:
+    def last_attempt(self) -> bool:
+        """Whether the run has failed when this attempt does. Those that were handed back or never began don't count."""
         return self.attempts_spent + 1 >= MAX_ATTEMPTS
 
     def _end(self, at: datetime) -> datetime:
@@ -309,7 +316,7 @@ class PipelineRun:
             started_at=self.started_at or at,
             ended_at=self._end(at),
             error=error,
-            config_id=self.order.config_id,
+            config_id=self._schedule,
         )
 
     def _cancelled(self, at: datetime) -> tuple[RunEvent, ...]:
@@ -318,8 +325,8 @@ class PipelineRun:
                 attempt=self.attempt,
                 started_at=self.started_at,
                 ended_at=self._end(at),
-                reason="Cancelled on request.",
-                config_id=self.order.config_id,
+                reason=self.cancel_reason,
+                config_id=self._schedule,
             ),
         )
 
@@ -358,8 +365,8 @@ def evolve(run: PipelineRun | None, event: RunEvent) -> PipelineRun:  # noqa: PL
                 lease_expires_at=None,
                 not_before=not_before,
             )
-        case CancelRequested():
-            return replace(run, cancel_requested=True)
+        case CancelRequested(reason=reason):
+            return replace(run, cancel_requested=True, cancel_reason=reason)
         case RunCompleted():
             return replace(run, state=RunState.COMPLETED)
         case RunFailed():

@@ -220,10 +220,14 @@ class Subscription:
         events: list[SubscriptionEvent] = []
         if admitted:
             events.append(RunsAdmitted(run_ids=tuple(admitted), usage=usage, limits=self.limits))
-        if isinstance(refusal, QuotaExceeded) and (refusal.limit, usage.day) not in self.refused:
+        if isinstance(refusal, QuotaExceeded) and not self._recorded(refusal.limit, usage.day):
             used, allowed = refusal.used, refusal.allowed
             events.append(RunRefused(limit=refusal.limit, used=used, allowed=allowed, day=usage.day))
         return Admission(admitted=tuple(admitted), day=usage.day, refusal=refusal, events=tuple(events))
+
+    def _recorded(self, limit: Limit, day: date) -> bool:
+        """A refusal of a later day counts too: around midnight some clocks still show the day before."""
+        return any(recorded is limit and on >= day for recorded, on in self.refused)
 
     def places(self) -> int:
         """How many more runs may start now."""
@@ -363,7 +367,7 @@ def _counted(state: Subscription, usage: Usage, other: tuple[date, int] | None =
         days[other[0]] = other[1]
     if len(days) > _DAYS_KEPT:
         del days[min(days)]
-    refused = state.refused if usage.day == state.usage.day else frozenset()
+    refused = frozenset(r for r in state.refused if r[1] >= usage.day)
     return replace(state, usage=usage, admitted_by_day=days, refused=refused)
 
 
@@ -393,7 +397,8 @@ def evolve(state: Subscription | None, event: SubscriptionEvent) -> Subscription
         case AdmissionsReturned(usage=usage, day=day, admitted_that_day=that_day):
             return _counted(state, usage, (day, that_day))
         case RunRefused(limit=limit, day=day):
-            return replace(state, refused=frozenset(r for r in state.refused if r[1] == day) | {(limit, day)})
+            others = frozenset(r for r in state.refused if r[0] is not limit)
+            return replace(state, refused=others | {(limit, day)})
         case PlanChanged(plan=plan, limits=limits, usage=usage):
             return replace(_counted(state, usage), plan=plan, limits=limits, refused=frozenset())
         case LimitsOverridden(overrides=overrides, limits=limits, usage=usage):

@@ -67,6 +67,7 @@ def _(event: Onboarded, at: Envelope) -> Iterator[RowChange]:
             "subscription_plan": event.plan,
             "stripe_customer_id": event.stripe_customer_id,
             "dataset_created": False,
+            "schedules_paused": False,
             "created_at": at.at,
             "updated_at": at.at,
             "deleted_at": None,
@@ -102,12 +103,14 @@ def _slots(next_run_times: Mapping[str, datetime | None]) -> Iterator[RowChange]
 
 
 @rows.register
-def _(event: SchedulesPaused, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the reason is in the log
+def _(event: SchedulesPaused, at: Envelope) -> Iterator[RowChange]:
+    yield _profile(at, schedules_paused=True)
     yield from _slots(dict.fromkeys(event.resting))
 
 
 @rows.register
-def _(event: SchedulesResumed, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the reason is in the log
+def _(event: SchedulesResumed, at: Envelope) -> Iterator[RowChange]:
+    yield _profile(at, schedules_paused=False)
     yield from _slots(event.next_run_times)
 
 

@@ -5,19 +5,28 @@ from typing import Any, Final
 
 from domain import customer, pipeline_run, subscription
 from domain.envelope import Envelope
-from projections import customers, runs, subscriptions
+from projections import customers, run_logs, runs, subscriptions
 from projections.rows import Change, RowChange
 
 Rows = Callable[[Any, Envelope], Iterator[RowChange]]
 
-_ROWS: Final[dict[type, Rows]] = {
-    **dict.fromkeys(customer.CustomerEvent.__args__, customers.rows),
-    **dict.fromkeys(subscription.SubscriptionEvent.__args__, subscriptions.rows),
-    **dict.fromkeys(pipeline_run.RunEvent.__args__, runs.rows),
+_CENTRAL: Final[dict[type, Rows]] = {
+    **{kind: customers.rows.dispatch(kind) for kind in customer.CustomerEvent.__args__},
+    **{kind: subscriptions.rows.dispatch(kind) for kind in subscription.SubscriptionEvent.__args__},
+    **{kind: runs.rows.dispatch(kind) for kind in pipeline_run.RunEvent.__args__},
 }
+_CUSTOMER: Final[dict[type, Rows]] = {kind: run_logs.rows.dispatch(kind) for kind in pipeline_run.RunEvent.__args__}
+
+
+def central_rows(event: object, at: Envelope) -> Iterator[RowChange]:
+    """The rows of one event in the central tables: the same wherever in the log it stands."""
+    return _CENTRAL[type(event)](event, at)
 
 
 def changes_of(event: object, at: Envelope) -> Iterator[Change]:
-    """The row changes of one event, at its position in the log."""
-    for row in _ROWS[type(event)](event, at):
+    """All row changes of one event, at its position in the log."""
+    for row in central_rows(event, at):
         yield Change(row, at.position, at.customer_id)
+    if own := _CUSTOMER.get(type(event)):
+        for row in own(event, at):
+            yield Change(row, at.position, at.customer_id)

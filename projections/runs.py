@@ -1,7 +1,7 @@
-"""Rows of runs: their state, the queue, and the customer's own execution log."""
+"""Rows of runs in the central tables: their state, and the queue."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import singledispatch
 from typing import Any
 
@@ -23,9 +23,6 @@ from projections.tables import (
     CUSTOMER_PIPELINE_CONFIGS,
     PIPELINE_EXECUTION_QUEUE,
     SCHEDULED_PIPELINE_RUNS,
-    X_META_DQ_RESULTS,
-    X_META_PIPELINE_RUNS,
-    X_META_STEP_LOGS,
 )
 
 
@@ -41,14 +38,6 @@ def _run(at: Envelope, **values: Any) -> Set:  # noqa: ANN401 - a column's value
 
 def _queue(at: Envelope, **values: Any) -> Set:  # noqa: ANN401 - a column's value
     return Set(PIPELINE_EXECUTION_QUEUE, {"run_id": str(at.stream_id), **values})
-
-
-def _log(at: Envelope, **values: Any) -> Set:  # noqa: ANN401 - a column's value
-    return Set(X_META_PIPELINE_RUNS, {"pipeline_logging_id": str(at.stream_id), **values})
-
-
-def _milliseconds(since: datetime, until: datetime) -> int:
-    return (until - since) // timedelta(milliseconds=1)
 
 
 @rows.register
@@ -96,25 +85,6 @@ def _(event: RunScheduled, at: Envelope) -> Iterator[RowChange]:
             "deleted_at": None,
         },
     )
-    yield Put(
-        X_META_PIPELINE_RUNS,
-        {
-            "pipeline_logging_id": run_id,
-            "pipeline_id": event.pipeline_id,
-            "customer_id": event.customer_id,
-            "status": "PENDING",
-            "trigger_type": event.trigger_type,
-            "trigger_by": event.trigger_by,
-            "run_date": event.run_date,
-            "start_time": None,
-            "end_time": None,
-            "duration_ms": None,
-            "rows_processed": None,
-            "error_message": None,
-            "parameters": dict(event.parameters),
-            "deleted_at": None,
-        },
-    )
     if event.config_id is not None and event.next_run_time is not None:
         yield Set(
             CUSTOMER_PIPELINE_CONFIGS,
@@ -139,103 +109,51 @@ def _(event: RunClaimed, at: Envelope) -> Iterator[RowChange]:
         error_message=None,
     )
     yield _queue(at, state="RUNNING", claimed_by=event.worker_id, lease_expires_at=event.lease_expires_at)
-    yield _log(at, status="RUNNING", start_time=event.started_at)
 
 
 @rows.register
-def _(event: StepFinished, at: Envelope) -> Iterator[RowChange]:
-    run_id = str(at.stream_id)
-    step_id = f"{run_id}:{event.attempt}:{event.index}"
-    yield Put(
-        X_META_STEP_LOGS,
-        {
-            "step_logging_id": step_id,
-            "pipeline_logging_id": run_id,
-            "step_name": event.name,
-            "step_type": event.type,
-            "step_index": event.index,
-            "status": event.status,
-            "attempt": event.attempt,
-            "start_time": event.started_at,
-            "end_time": event.ended_at,
-            "duration_ms": _milliseconds(event.started_at, event.ended_at),
-            "rows_processed": event.rows,
-            "error_message": event.error,
-            "metadata": dict(event.metadata),
-            "deleted_at": None,
-        },
-    )
-    if event.expectations:
-        failed = [e for e in event.expectations if not e.passed]
-        fatal = any(e.severity == "fail" for e in failed)
-        yield Put(
-            X_META_DQ_RESULTS,
-            {
-                "dq_result_id": step_id,
-                "pipeline_logging_id": run_id,
-                "target_table": event.target_table,
-                "dq_config_id": event.name,
-                "executed_at": event.ended_at,
-                "expectations_passed": len(event.expectations) - len(failed),
-                "expectations_failed": len(failed),
-                "failed_expectations": [
-                    {"name": e.name, "severity": e.severity, "observed": e.observed} for e in failed
-                ],
-                "overall_status": "FAIL" if fatal else "WARN" if failed else "PASS",
-                "ingestion_date": event.ended_at.date(),
-                "deleted_at": None,
-            },
-        )
+def _(event: StepFinished, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - steps are in the customer's own log
+    yield from ()
 
 
 def _ended(  # noqa: PLR0917 - the columns of an end
     at: Envelope,
     state: str,
     ended_at: datetime,
-    started_at: datetime | None,
     config_id: str | None,
     rows_processed: int | None = None,
     error: str | None = None,
 ) -> Iterator[RowChange]:
     yield _run(at, state=state, actual_end_time=ended_at, rows_processed=rows_processed, error_message=error)
     yield _queue(at, state=state, lease_expires_at=None, deleted_at=at.at)
-    yield _log(
-        at,
-        status=state,
-        end_time=ended_at,
-        duration_ms=None if started_at is None else _milliseconds(started_at, ended_at),
-        rows_processed=rows_processed,
-        error_message=error,
-    )
     if config_id is not None:
         yield Set(CUSTOMER_PIPELINE_CONFIGS, {"config_id": config_id, "last_run_state": state})
 
 
 @rows.register
 def _(event: RunCompleted, at: Envelope) -> Iterator[RowChange]:
-    yield from _ended(at, "COMPLETED", event.ended_at, event.started_at, event.config_id, event.rows)
+    yield from _ended(at, "COMPLETED", event.ended_at, event.config_id, event.rows)
 
 
 @rows.register
 def _(event: RunFailed, at: Envelope) -> Iterator[RowChange]:
-    yield from _ended(at, "FAILED", event.ended_at, event.started_at, event.config_id, event.rows, event.error)
+    yield from _ended(at, "FAILED", event.ended_at, event.config_id, event.rows, event.error)
 
 
 @rows.register
 def _(event: RunCancelled, at: Envelope) -> Iterator[RowChange]:
-    yield from _ended(at, "CANCELLED", event.ended_at, event.started_at, event.config_id, None, event.reason)
+    yield from _ended(at, "CANCELLED", event.ended_at, event.config_id, None, event.reason)
 
 
 @rows.register
 def _(event: RunSkipped, at: Envelope) -> Iterator[RowChange]:
-    yield from _ended(at, "SKIPPED", event.ended_at, None, event.config_id, None, event.reason)
+    yield from _ended(at, "SKIPPED", event.ended_at, event.config_id, None, event.reason)
 
 
 @rows.register
 def _(event: RunRequeued, at: Envelope) -> Iterator[RowChange]:
     yield _run(at, state="PENDING", worker_id=None, error_message=event.reason)
     yield _queue(at, state="PENDING", claimed_by=None, lease_expires_at=None, not_before=event.not_before)
-    yield _log(at, status="PENDING", error_message=event.reason)
 
 
 @rows.register

@@ -26,6 +26,7 @@ CUSTOMER_PROFILES = Table(
         "subscription_plan",
         "stripe_customer_id",
         ("dataset_created", _BOOL),
+        ("schedules_paused", _BOOL),
         ("created_at", _TS),
         ("updated_at", _TS),
         ("deleted_at", _TS),

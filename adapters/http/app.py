@@ -16,6 +16,7 @@ from adapters.bootstrap import Service, utc_now
 from adapters.http import (
     admin,
     api_keys,
+    backfills,
     credentials,
     customers,
     errors,
@@ -27,6 +28,7 @@ from adapters.http import (
     reveal,
     runs,
     scheduler,
+    schedules,
     team,
     usage,
 )
@@ -47,6 +49,8 @@ ROUTERS: Final = (
     events.router,
     runs.history,
     pipelines.router,
+    schedules.router,
+    backfills.router,
     pipelines.templates,
     runs.router,
     scheduler.router,

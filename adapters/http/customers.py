@@ -56,6 +56,7 @@ class CustomerView(BaseModel):
     subscription_plan: str
     stripe_customer_id: str | None
     dataset_created: bool
+    schedules_paused: bool = Field(description="No scheduled pipeline runs until the schedules are resumed.")
     created_at: datetime
     updated_at: datetime
     subscription: SubscriptionView
@@ -72,7 +73,8 @@ class ContactChange(Request):
 def view(row: Mapping[str, Any]) -> CustomerView:
     """One customer as the API shows it."""
     subscription = SubscriptionView.model_validate({**row, "status": row["subscription_status"]})
-    return CustomerView.model_validate({**row, "subscription": subscription})
+    paused = bool(row["schedules_paused"])
+    return CustomerView.model_validate({**row, "subscription": subscription, "schedules_paused": paused})
 
 
 def tag(row: Mapping[str, Any]) -> str:

@@ -62,13 +62,16 @@ class PipelineView(BaseModel):
     timezone: str
     is_active: bool
     next_run_time: datetime | None
-    next_slots: list[Slot] = Field(description="The next five; none while the pipeline rests.")
+    next_slots: list[Slot] = Field(
+        description="The next five; none while the pipeline rests, by itself or with all of the customer's."
+    )
     last_run_time: datetime | None
     last_run_state: str | None
     parameters: dict[str, Any]
     date_offset_days: int
     catch_up: str
     overlap: str
+    jitter_seconds: int
     created_at: datetime
     updated_at: datetime
 
@@ -105,7 +108,7 @@ def _view(row: Mapping[str, Any], now: datetime) -> PipelineView:
         zone = ZoneInfo(row["timezone"])
         found = next_slots(Schedule(row["schedule_cron"], row["timezone"]), now, _SLOTS)
         slots = [Slot(utc=slot, local=slot.astimezone(zone).isoformat()) for slot in found]
-    return PipelineView.model_validate({**row, "next_slots": slots})
+    return PipelineView.model_validate({**row, "next_slots": slots, "jitter_seconds": row["jitter_seconds"] or 0})
 
 
 def _read(api: Parts, customer_id: str, config_id: str) -> PipelineView:
@@ -127,7 +130,10 @@ def post_pipeline(
     """Run a template at the times of a cron expression (five fields, or an alias such as @daily) in a time zone.
 
     A run's `date` is the day before its slot unless `date_offset_days` says otherwise. `catch_up` decides about slots
-    that were missed, `overlap` about a slot that comes while an earlier run has not ended.
+    that were missed, `overlap` about a slot that comes while an earlier run has not ended: `queue` lets both run one
+    after the other, `skip` leaves the new one out, `cancel_running` ends the earlier one. With `jitter_seconds` each
+    run waits for up to that long, the same time at every slot, so that pipelines of one schedule do not all start at
+    once. Runs asked for by hand, retries and back-fill overlap with nothing.
     """
     command = ConfigurePipeline(**caller.stamp, **body.model_dump(exclude_unset=True), config_id=name.new_id())
     config_id = configure_pipeline(command, api.service.platform, api.service.registry)

@@ -205,9 +205,10 @@ def list_runs(
     if until is not None:
         where.append(Where("created_at", "<", until))
     rows = newest_first(api.service.datastore, SCHEDULED_PIPELINE_RUNS, where, after=paging.after, limit=paging.more)
-    return paging.page(rows, partial(_summary, api), ("created_at", "run_id"))
+    return paging.page(rows, partial(run_summary, api), ("created_at", "run_id"))
 
 
-def _summary(api: Api, row: dict[str, Any]) -> RunSummary:
+def run_summary(api: Api, row: dict[str, Any]) -> RunSummary:
+    """A row of scheduled_pipeline_runs as a list shows it."""
     template = api.service.registry.find(row["provider"], row["domain"], row["pipeline_template"])
     return summary(row, template.id if template else None)

@@ -1,6 +1,5 @@
 """What Cloud Scheduler and worker pools call: trigger due schedules, execute a queued run, look at the queue."""
 
-from datetime import datetime
 from functools import partial
 
 from pydantic import BaseModel, Field
@@ -10,8 +9,9 @@ from adapters.http.auth import AdminCaller
 from adapters.http.idempotency import RequestName
 from adapters.http.routing import admin_router
 from adapters.http.run_views import RunView, run_view
-from adapters.postgres.reads import runs
 from adapters.scheduler import trigger_now
+from adapters.status import api_worker_id, look
+from adapters.status_views import Status
 from adapters.worker import process_one
 from application.runs import run_history
 
@@ -38,33 +38,6 @@ class NothingProcessed(BaseModel):
     processed: int = 0
 
 
-class LeaseView(BaseModel):
-    run_id: str
-    customer_id: str
-    worker_id: str
-    attempt: int
-    expires_at: datetime
-    expired: bool
-
-
-class WorkerView(BaseModel):
-    worker_id: str
-    runs: int
-
-
-class SchedulerView(BaseModel):
-    """The queue now, by the database's clock."""
-
-    now: datetime
-    due: int = Field(description="Pipelines whose slot has come and that were not triggered yet.")
-    next_slot: datetime | None
-    pending: int
-    running: int
-    oldest_pending_age_seconds: float | None
-    workers: list[WorkerView] = Field(description="Workers that hold runs.")
-    leases: list[LeaseView]
-
-
 @router.post("/trigger", summary="Trigger due schedules")
 def post_trigger(api: Parts, caller: AdminCaller, name: RequestName) -> TriggerView:  # noqa: ARG001 - slots name runs
     """Make the runs of all slots that are due. Safe to call at any time by any number of callers: one slot, one run."""
@@ -79,7 +52,7 @@ async def post_process_queue(
     name: RequestName,  # noqa: ARG001 - it makes nothing that needs an id
 ) -> Processed | NothingProcessed:
     """Claim one waiting run, execute it, and answer with its details; `processed: 0` when none waits."""
-    run_id = await api.slowly(partial(process_one, api.service, f"api-{api.service.settings.worker_id}"[:80]))
+    run_id = await api.slowly(partial(process_one, api.service, api_worker_id(api.service.settings.worker_id)))
     if run_id is None:
         return NothingProcessed()
     return await api.slowly(partial(_processed, api, run_id))
@@ -90,12 +63,11 @@ def _processed(api: Api, run_id: str) -> Processed:
     return Processed.model_validate(view.model_dump())
 
 
-@router.get("/status", summary="Look at the queue")
-def get_status(api: Parts, caller: AdminCaller) -> SchedulerView:  # noqa: ARG001 - any operator
-    """Due, waiting and running, how long the oldest run waits, and which worker holds what."""
-    status = runs.scheduler_status(api.service.datastore)
-    holding: dict[str, int] = {}
-    for lease in status["leases"]:
-        holding[lease["worker_id"]] = holding.get(lease["worker_id"], 0) + 1
-    workers = [WorkerView(worker_id=worker_id, runs=count) for worker_id, count in holding.items()]
-    return SchedulerView.model_validate({**status, "workers": workers})
+@router.get("/status", summary="Look at the queue and the processes")
+def get_status(api: Parts, caller: AdminCaller) -> Status:  # noqa: ARG001 - any operator
+    """What is due, waits and runs, which processes live, and what is wrong.
+
+    A customer's waiting runs come with what keeps them from starting, a running one with its worker and the time left
+    on its lease. `problems` says what an operator has to do; it is empty when all is well.
+    """
+    return look(api.service.datastore)

@@ -47,11 +47,10 @@ _RUNNERS: Mapping[type[Step], Callable[[Any, Attempt], Outcome]] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds that a step and a whole run may take, and how many attempts a run has altogether."""
+    """Seconds that a step and a whole run may take."""
 
     step_s: float = 600.0
     run_s: float = 1800.0
-    attempts: int = 3
     longest_pause_s: float = 20.0
     """Between two tries of a step: the ceiling of the exponential back-off, of which a random part is taken."""
 
@@ -222,7 +221,7 @@ class _Execution:
     def _fail(self, failure: Failure) -> None:
         self._failure = failure
         self._attempt.failure = failure.sentence
-        self._attempt.may_come_again = failure.can_pass and self._attempt.order.attempt < self._limits.attempts
+        self._attempt.may_come_again = failure.can_pass and not self._attempt.order.last_attempt
 
     def _clean(self, wait_s: float) -> None:
         """Remove the stage, if there is one, without keeping a cancelled run waiting for a backend that is away."""

@@ -1,93 +1,196 @@
 """Which waiting runs a worker gets next: fair across customers first, by priority and age inside one customer.
 
-Picking looks at rows and promises nothing: it must only be quick, and leave no customer out. What it costs follows
-from how many runs are asked for, not from how many wait, which customers there are, or what came before.
+Picking looks at rows and promises nothing: it must only be quick, and leave nobody out. What it costs follows from how
+many runs are asked for and how many are running, not from how many wait, whose they are, or what came before.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any, Final
 
 from psycopg import Cursor
 from psycopg.rows import DictRow
-from psycopg.sql import SQL, Composable, Composed
+from psycopg.sql import SQL, Composable, Composed, Literal
+
+from domain.pipeline_run import Priority
+
+_AGE_EVERY: Final = 4
+"""Of so many picks one takes what is oldest, whatever its priority: nothing starves behind a stream of manual runs."""
 
 _FEWEST_CUSTOMERS: Final = 16
 _MOST_CUSTOMERS: Final = 64
 _SPARE: Final = 32
 """Runs picked beyond those asked for, since other workers pick at the same time."""
 
-_WAITING: Final = SQL("q.state = 'PENDING' AND q.deleted_at IS NULL")
-_READY: Final = SQL("(q.not_before IS NULL OR q.not_before <= clock_timestamp())")
-# One index step per customer, however many runs of one wait.
-_NEXT_CUSTOMER: Final = SQL(
-    "SELECT hashtext(q.customer_id) AS place, q.customer_id FROM pipeline_execution_queue q"
-    " WHERE {waiting} AND {bounds} ORDER BY hashtext(q.customer_id), q.customer_id LIMIT 1"
+_WINDOW: Final = 200
+_WIDE_WINDOW: Final = 20_000
+"""How many waiting runs of a customer's busy pipelines are passed over, and how many if nobody else has one to start:
+those behind them are found by a later pick."""
+
+_WAITING: Final = SQL("q.state = 'PENDING' AND q.deleted_at IS NULL AND q.priority > 0")
+_READY_AT: Final = SQL("coalesce(q.not_before, timestamptz '-infinity')")
+# Runs that may not start before some instant lie apart from the others, ten seconds by ten seconds: of a span that has
+# passed all are ready, and spans to come are not looked at, however many wait there. The index `queue_waiting` has
+# this very expression.
+_SPAN: Final = SQL(
+    "coalesce(date_bin(interval '10 seconds', q.not_before, timestamptz '2000-01-01 00:00Z'), timestamptz '-infinity')"
 )
-_AFTER: Final = SQL("(hashtext(q.customer_id), q.customer_id) > (w.place, w.customer_id)")
+_AT_ONCE: Final = SQL("timestamptz '-infinity'")
+_NOW: Final = SQL("(SELECT clock.now FROM clock)")
+
+# One index step per customer and span, however many runs wait there.
+_NEXT: Final = SQL(
+    "SELECT {span} AS span, hashtext(q.customer_id) AS place, q.customer_id FROM pipeline_execution_queue q"
+    " WHERE {waiting} AND {bounds} ORDER BY {span}, hashtext(q.customer_id), q.customer_id LIMIT 1"
+)
+_ONWARDS: Final = SQL("(hashtext(q.customer_id), q.customer_id) > (w.place, w.customer_id)")
 
 
-def _next_customer(bounds: Composable) -> Composed:
-    return _NEXT_CUSTOMER.format(waiting=_WAITING, bounds=bounds)
+def _next(bounds: Composable) -> Composed:
+    return _NEXT.format(span=_SPAN, waiting=_WAITING, bounds=bounds)
 
 
-# A round over the customers who wait, begun at a random place, ends as soon as enough were met who may start a run.
-# Their runs are taken in the order of the share of its places that each customer would then use.
-_PICK: Final = SQL(
-    "WITH RECURSIVE onwards AS (({onwards}) UNION ALL"
-    "  SELECT n.* FROM onwards w CROSS JOIN LATERAL ({onwards_next}) n),"
-    " around AS (({around}) UNION ALL"
-    "  SELECT n.* FROM around w CROSS JOIN LATERAL ({around_next}) n),"
-    " invited AS MATERIALIZED ("
-    "  SELECT c.place, c.customer_id, r.runs, greatest(s.max_concurrent_pipelines, 1) AS places,"
-    "   CASE WHEN s.status = 'ACTIVE' THEN s.max_concurrent_pipelines - r.runs ELSE %(limit)s END AS free"
-    "  FROM (SELECT * FROM onwards UNION ALL SELECT * FROM around) c"
-    "  CROSS JOIN LATERAL (SELECT count(*) AS runs FROM pipeline_execution_queue q WHERE q.customer_id = c.customer_id"
-    "   AND q.state = 'RUNNING' AND q.deleted_at IS NULL AND q.priority > 0) r"
-    "  CROSS JOIN LATERAL (SELECT s.status, s.max_concurrent_pipelines FROM customer_subscriptions s"
-    "   WHERE s.customer_id = c.customer_id OFFSET 0) s"
-    "  WHERE (s.status <> 'ACTIVE' OR r.runs < s.max_concurrent_pipelines)"
-    "   AND (SELECT true FROM pipeline_execution_queue q WHERE hashtext(q.customer_id) = c.place"
-    "    AND q.customer_id = c.customer_id AND {waiting} AND {ready} AND q.priority > 0 LIMIT 1)"
-    "  LIMIT %(customers)s)"
-    " SELECT run_id FROM ("
-    "  (SELECT q.run_id, -1::float8 AS share, q.priority, q.scheduled_time FROM pipeline_execution_queue q"
-    "   WHERE {waiting} AND {ready} AND q.priority = 0 ORDER BY q.scheduled_time, q.run_id LIMIT %(most)s)"
-    "  UNION ALL"
-    "  SELECT t.run_id, (i.runs + t.nth - 1)::float8 / i.places, t.priority, t.scheduled_time FROM invited i"
-    "  CROSS JOIN LATERAL (SELECT x.*, row_number() OVER () AS nth FROM ("
-    "    SELECT q.run_id, q.priority, q.scheduled_time FROM pipeline_execution_queue q"
-    "    WHERE hashtext(q.customer_id) = i.place AND q.customer_id = i.customer_id AND {waiting} AND {ready}"
-    "     AND q.priority > 0 ORDER BY q.priority, q.scheduled_time, q.run_id LIMIT least(i.free, %(limit)s)) x) t"
-    " ) AS picked ORDER BY share, priority, scheduled_time, run_id LIMIT %(most)s"
+def _walk(name: str, first: Composable, following: Composable) -> Composed:
+    return SQL("{name} AS (({first}) UNION ALL SELECT n.* FROM {name} w CROSS JOIN LATERAL ({following}) n)").format(
+        name=SQL(name), first=_next(first), following=_next(following)
+    )
+
+
+# What a customer may start of what waits in one span. The runs of suspended ones are all wanted, to be skipped.
+_STARTABLE: Final = SQL(
+    "SELECT array_agg(t.run_id) AS run_ids, array_agg(t.priority) AS priorities, array_agg(t.scheduled_time) AS times,"
+    " array_agg(t.pipeline) AS pipelines FROM ("
+    "SELECT x.* FROM (VALUES {priorities}) AS p(priority, scheduled, backfill) CROSS JOIN LATERAL ("
+    "SELECT y.run_id, y.priority, y.scheduled_time, CASE WHEN p.scheduled THEN y.config_id END AS pipeline FROM ("
+    "SELECT q.run_id, q.priority, q.scheduled_time, q.config_id FROM pipeline_execution_queue q"
+    " WHERE {span} = c.span AND hashtext(q.customer_id) = c.place AND q.customer_id = c.customer_id AND {waiting}"
+    " AND q.priority = p.priority AND {ready_at} <= {now}"
+    " ORDER BY {ready_at}, q.scheduled_time, q.run_id LIMIT %(window)s) y"
+    " WHERE NOT s.active OR NOT p.scheduled OR y.config_id <> ALL (r.busy)"
+    " LIMIT least(CASE WHEN p.backfill THEN s.half ELSE s.free END, %(limit)s)) x"
+    " ORDER BY CASE WHEN %(by_age)s THEN 0 ELSE x.priority END, x.scheduled_time, x.run_id"
+    " LIMIT least(s.free, %(limit)s)) t"
 ).format(
-    onwards=_next_customer(SQL("hashtext(q.customer_id) >= %(pivot)s")),
-    onwards_next=_next_customer(_AFTER),
-    around=_next_customer(SQL("hashtext(q.customer_id) < %(pivot)s")),
-    around_next=_next_customer(SQL("{} AND hashtext(q.customer_id) < %(pivot)s").format(_AFTER)),
+    span=_SPAN,
     waiting=_WAITING,
-    ready=_READY,
+    ready_at=_READY_AT,
+    now=_NOW,
+    priorities=SQL(", ").join(
+        SQL("({}, {}, {})").format(
+            Literal(int(p)), Literal(p in {Priority.SCHEDULED, Priority.CATCH_UP}), Literal(p is Priority.BACKFILL)
+        )
+        for p in Priority
+        if p is not Priority.ONBOARDING
+    ),
+)
+# The first customers met on a walk who may start a run, with those runs.
+_INVITED: Final = SQL(
+    "(SELECT c.customer_id, r.runs, s.places, s.free, t.* FROM ({walk}) c"
+    " CROSS JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE q.priority = {backfill}) AS filling,"
+    "  coalesce(array_agg(q.config_id) FILTER (WHERE q.priority IN ({scheduled}, {catch_up})), '{{}}') AS busy"
+    "  FROM pipeline_execution_queue q WHERE q.customer_id = c.customer_id AND q.state = 'RUNNING'"
+    "  AND q.deleted_at IS NULL AND q.priority > 0) r"
+    " CROSS JOIN LATERAL (SELECT u.status = 'ACTIVE' AS active, greatest(u.max_concurrent_pipelines, 1) AS places,"
+    "  CASE WHEN u.status = 'ACTIVE' THEN u.max_concurrent_pipelines - r.runs ELSE %(limit)s END AS free,"
+    "  CASE WHEN u.status = 'ACTIVE' THEN greatest(greatest(u.max_concurrent_pipelines / 2, 1) - r.filling, 0)"
+    "   ELSE %(limit)s END AS half"
+    "  FROM customer_subscriptions u WHERE u.customer_id = c.customer_id OFFSET 0) s"
+    " CROSS JOIN LATERAL ({startable} OFFSET 0) t"
+    " WHERE s.free > 0 AND t.run_ids IS NOT NULL LIMIT %(customers)s)"
+)
+
+
+def _invited(walk: str) -> Composed:
+    return _INVITED.format(
+        walk=SQL(walk),
+        startable=_STARTABLE,
+        backfill=Literal(int(Priority.BACKFILL)),
+        scheduled=Literal(int(Priority.SCHEDULED)),
+        catch_up=Literal(int(Priority.CATCH_UP)),
+    )
+
+
+# A round over the customers who wait, begun at a random place, and a walk over the spans that have passed, the oldest
+# first: each ends as soon as enough were met who may start a run. Their runs are taken in the order of the share of
+# its places that each customer would then use. Whoever has the same share comes in an order that is new every time.
+_PICK: Final = SQL(
+    "WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), {onwards}, {around}, {late},"
+    " invited AS MATERIALIZED ({from_round} UNION ALL {from_spans}),"
+    " runs AS (SELECT i.customer_id, i.runs, i.places, i.free, t.*,"
+    "  CASE WHEN %(by_age)s THEN 0 ELSE t.priority END AS first,"
+    "  row_number() OVER (PARTITION BY coalesce(t.pipeline, t.run_id)"
+    "   ORDER BY CASE WHEN %(by_age)s THEN 0 ELSE t.priority END, t.scheduled_time, t.run_id) AS turn"
+    "  FROM invited i CROSS JOIN LATERAL unnest(i.run_ids, i.priorities, i.times, i.pipelines)"
+    "   AS t(run_id, priority, scheduled_time, pipeline)),"
+    " shares AS (SELECT r.*, row_number() OVER"
+    "   (PARTITION BY r.customer_id ORDER BY r.first, r.scheduled_time, r.run_id) AS nth FROM runs r WHERE r.turn = 1)"
+    " SELECT run_id FROM ("
+    "  (SELECT q.run_id, -1::float8 AS share, 0 AS lot, row_number() OVER () AS nth FROM pipeline_execution_queue q"
+    "   WHERE q.state = 'PENDING' AND q.deleted_at IS NULL AND q.priority = 0 AND {ready_at} <= {now}"
+    "   ORDER BY q.scheduled_time, q.run_id LIMIT %(most)s)"
+    "  UNION ALL"
+    "  SELECT s.run_id, (s.runs + s.nth - 1)::float8 / s.places, hashtextextended(s.customer_id, %(lot)s), s.nth"
+    "  FROM shares s WHERE s.nth <= s.free"
+    " ) AS picked ORDER BY share, lot, nth LIMIT %(most)s"
+).format(
+    onwards=_walk(
+        "onwards",
+        SQL("{} = {} AND hashtext(q.customer_id) >= %(pivot)s").format(_SPAN, _AT_ONCE),
+        SQL("{} = {} AND {}").format(_SPAN, _AT_ONCE, _ONWARDS),
+    ),
+    around=_walk(
+        "around",
+        SQL("{} = {} AND hashtext(q.customer_id) < %(pivot)s").format(_SPAN, _AT_ONCE),
+        SQL("{} = {} AND {} AND hashtext(q.customer_id) < %(pivot)s").format(_SPAN, _AT_ONCE, _ONWARDS),
+    ),
+    late=_walk(
+        "late",
+        SQL("{} > {} AND {} <= {}").format(_SPAN, _AT_ONCE, _SPAN, _NOW),
+        SQL("({}, hashtext(q.customer_id), q.customer_id) > (w.span, w.place, w.customer_id) AND {} <= {}").format(
+            _SPAN, _SPAN, _NOW
+        ),
+    ),
+    from_round=_invited("SELECT * FROM onwards UNION ALL SELECT * FROM around"),
+    from_spans=_invited("SELECT * FROM late"),
+    ready_at=_READY_AT,
+    now=_NOW,
 )
 _LOCK: Final = SQL(
-    "SELECT q.run_id, q.customer_id FROM pipeline_execution_queue q"
-    " WHERE q.run_id = ANY(%(picked)s) AND {waiting} AND {ready}"
+    "SELECT q.run_id, q.customer_id FROM pipeline_execution_queue q WHERE q.run_id = ANY(%(picked)s)"
+    " AND q.state = 'PENDING' AND q.deleted_at IS NULL AND (q.not_before IS NULL OR q.not_before <= clock_timestamp())"
     " ORDER BY array_position(%(picked)s, q.run_id) LIMIT %(limit)s FOR UPDATE OF q SKIP LOCKED"
-).format(waiting=_WAITING, ready=_READY)
+)
 # As bytes: the driver would put the pieces together anew at every execution.
 _PICK_STATEMENT: Final = _PICK.as_bytes(None)
 _LOCK_STATEMENT: Final = _LOCK.as_bytes(None)
 
 
-def lock_next(cursor: Cursor[DictRow], limit: int) -> Sequence[tuple[str, str]]:
-    """Lock at most `limit` waiting runs, the next ones first; what other transactions hold is passed over."""
-    wanted: dict[str, Any] = {
-        "limit": limit,
-        "most": limit + _SPARE,
-        "customers": min(max(limit, _FEWEST_CUSTOMERS), _MOST_CUSTOMERS),
-        "pivot": random.randint(-(2**31), 2**31 - 1),  # noqa: S311 - where the round begins is no secret
-    }
-    picked = [row["run_id"] for row in cursor.execute(_PICK_STATEMENT, wanted, prepare=True)]
-    return _locked(cursor, picked, limit)
+class Picker:
+    """Picks for one process: every fourth time by age, each time beginning with other customers.
+
+    `chance` says with whom; give it to have the same order again.
+    """
+
+    def __init__(self, chance: random.Random | None = None) -> None:
+        self._chance = chance or random.Random()  # noqa: S311 - where a round begins is no secret
+        self._picks = itertools.count(1)
+
+    def lock_next(self, cursor: Cursor[DictRow], limit: int) -> Sequence[tuple[str, str]]:
+        """Lock at most `limit` waiting runs, the next ones first; what other transactions hold is passed over."""
+        wanted: dict[str, Any] = {
+            "limit": limit,
+            "most": limit + _SPARE,
+            "customers": min(max(limit, _FEWEST_CUSTOMERS), _MOST_CUSTOMERS),
+            "by_age": next(self._picks) % _AGE_EVERY == 0,
+            "pivot": self._chance.randint(-(2**31), 2**31 - 1),
+            "lot": self._chance.randint(-(2**63), 2**63 - 1),
+        }
+        for window in (_WINDOW, _WIDE_WINDOW):
+            found = cursor.execute(_PICK_STATEMENT, {**wanted, "window": window}, prepare=True).fetchall()
+            if found:
+                return _locked(cursor, [row["run_id"] for row in found], limit)
+        return []
 
 
 def lock_named(cursor: Cursor[DictRow], run_id: str) -> Sequence[tuple[str, str]]:
@@ -96,7 +199,5 @@ def lock_named(cursor: Cursor[DictRow], run_id: str) -> Sequence[tuple[str, str]
 
 
 def _locked(cursor: Cursor[DictRow], picked: list[str], limit: int) -> Sequence[tuple[str, str]]:
-    if not picked:
-        return []
     found = cursor.execute(_LOCK_STATEMENT, {"picked": picked, "limit": limit}, prepare=True).fetchall()
     return [(row["run_id"], row["customer_id"]) for row in found]

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any, Final
 
 import psycopg
@@ -14,6 +15,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.sql import SQL, Identifier
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from adapters.postgres.json_rows import json_of
 from application.platform import Superseded
 from application.ports import Away
 
@@ -105,7 +107,9 @@ def translated() -> Iterator[None]:
 
 
 class EventRecorder(PostgresApplicationRecorder):
-    """The library's recorder with an advisory lock instead of a table lock, and arrays instead of composites.
+    """The library's recorder with an advisory lock instead of a table lock, and JSON instead of composites.
+
+    A column of our own says whose an event is.
 
     The table lock would also queue behind VACUUM. The database functions that the library can create are refused:
     they skip the lock, and a reader that follows the log would miss events for ever.
@@ -115,17 +119,18 @@ class EventRecorder(PostgresApplicationRecorder):
         if datastore.enable_db_functions:
             raise ValueError("The event log must not use database functions: they skip the lock that orders it.")
         super().__init__(datastore, events_table_name=events_table_name)
+        table = Identifier(datastore.schema, events_table_name)
+        self.sql_create_statements.append(SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS customer_id text").format(table))
         self.lock_table_statements = [
             SQL("SELECT pg_advisory_xact_lock({})").format(LOG_LOCK).as_bytes(None),
         ]
         self._insert = (
             SQL(
-                "INSERT INTO {}.{} (originator_id, originator_version, topic, state)"
-                " SELECT * FROM unnest(%s::{}[], %s::bigint[], %s::text[], %s::bytea[]) RETURNING notification_id"
+                "INSERT INTO {} (originator_id, originator_version, topic, state, customer_id)"
+                " SELECT i, v, t, convert_to(s, 'UTF8'), c"
+                " FROM json_to_recordset(%s) AS e(i {}, v bigint, t text, s text, c text) RETURNING notification_id"
             )
-            .format(
-                Identifier(datastore.schema), Identifier(events_table_name), Identifier(datastore.originator_id_type)
-            )
+            .format(table, Identifier(datastore.originator_id_type))
             .as_bytes(None)
         )
 
@@ -135,25 +140,21 @@ class EventRecorder(PostgresApplicationRecorder):
         stored_events: Sequence[StoredEvent],
         **_: Any,  # noqa: ANN401 - the library's signature
     ) -> None:
-        self._lock_table(curs)
         self._notify_channel(curs)
-        self.insert_arrays(curs, stored_events)
+        self.append(curs, stored_events)
 
-    def insert_arrays(self, cursor: Cursor[DictRow], stored_events: Sequence[StoredEvent]) -> None:
-        """Insert in order; the cursor then holds the positions."""
-        cursor.execute(
-            self._insert,
-            (
-                [e.originator_id for e in stored_events],
-                [e.originator_version for e in stored_events],
-                [e.topic for e in stored_events],
-                [e.state for e in stored_events],
-            ),
-            prepare=True,
-        )
+    def append(
+        self, cursor: Cursor[DictRow], stored_events: Sequence[StoredEvent], customer_ids: Sequence[str] = ()
+    ) -> None:
+        """Append inside the caller's transaction; `customer_ids` says whose each event is. The states are UTF-8 text.
 
-    def append(self, cursor: Cursor[DictRow], stored_events: Sequence[StoredEvent]) -> list[int]:
-        """Append inside the caller's transaction; returns the events' positions, in order."""
+        The cursor then holds the events' positions, in order and without a gap between them.
+        """
+        owners = customer_ids or repeat(None)
+        rows = [
+            {"i": e.originator_id, "v": e.originator_version, "t": e.topic, "s": e.state.decode(), "c": customer_id}
+            for e, customer_id in zip(stored_events, owners, strict=False)
+        ]
+        encoded = json_of(rows)
         self._lock_table(cursor)
-        self.insert_arrays(cursor, stored_events)
-        return [row["notification_id"] for row in cursor.fetchall()]
+        cursor.execute(self._insert, (encoded,), prepare=True)

@@ -2,58 +2,82 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
-import msgspec
 from psycopg import Cursor
 from psycopg.sql import SQL, Composed, Identifier
 
+from adapters.postgres.json_rows import json_of
 from adapters.postgres.schema import TYPES
 from projections.fold import fold
-from projections.rows import Change, Scope, Table
+from projections.rows import Change, Scope, Table, Type
 from projections.tables import CENTRAL
 
 _TABLES = {table.name: table for table in CENTRAL}
-_JSON = msgspec.json.Encoder(enc_hook=str)
+_BYTES = {table.name: [c.name for c in table.columns if c.type is Type.BYTES] for table in CENTRAL}
+_PLACED: Final = SQL("s.position")
+# What this session has just appended under the log's lock stands without a gap before its newest position.
+_JUST_APPENDED: Final = SQL("currval('stored_events_notification_id_seq') - %s + s.position")
+
+
+Write = tuple[bytes, list[Any]]
+"""A statement and its parameters."""
 
 
 def write(cursor: Cursor[Any], changes: Sequence[Change]) -> None:
     """Apply changes of central tables. A row that stands at a later position keeps it."""
+    for statement, parameters in writes(changes):
+        cursor.execute(statement, parameters, prepare=True)
+
+
+def writes(changes: Sequence[Change], *, just_appended: int = 0) -> list[Write]:
+    """What applies changes of central tables, ready to be sent.
+
+    Positions of changes that follow from the `just_appended` events of this transaction count those from 1.
+    """
     shapes: dict[tuple[str, bool, tuple[str, ...]], list[dict[str, Any]]] = {}
-    for folded in fold([c for c in changes if c.row.table.scope is Scope.CENTRAL]):
-        values = {name: _hex(value) for name, value in folded.values.items()}
-        values["position"] = folded.position
-        shapes.setdefault((folded.table.name, folded.whole, tuple(sorted(folded.values))), []).append(values)
-    for (name, whole, columns), rows in sorted(shapes.items(), key=lambda shape: (not shape[0][1], shape[0][0])):
-        cursor.execute(_statement(name, whole, columns), (_JSON.encode(rows).decode(),), prepare=True)
-
-
-def _hex(value: Any) -> Any:  # noqa: ANN401 - a column's value
-    return "\\x" + value.hex() if isinstance(value, bytes) else value
+    for folded in fold(changes):
+        table = folded.table
+        if table.scope is not Scope.CENTRAL:
+            continue
+        shape = (table.name, folded.whole, tuple(folded.values))
+        values = {**folded.values, "position": folded.position}
+        for name in _BYTES[table.name]:
+            if (value := values.get(name)) is not None:
+                values[name] = "\\x" + value.hex()
+        shapes.setdefault(shape, []).append(values)
+    count = [just_appended] if just_appended else []
+    return [
+        (_statement(name, whole, columns, just_appended > 0), [*count, json_of(rows)])
+        for (name, whole, columns), rows in sorted(shapes.items(), key=lambda shape: (not shape[0][1], shape[0][0]))
+    ]
 
 
 @cache
-def _statement(name: str, whole: bool, columns: tuple[str, ...]) -> bytes:  # noqa: FBT001 - a cache key
+def _statement(name: str, whole: bool, columns: tuple[str, ...], appended: bool) -> bytes:  # noqa: FBT001 - a cache key
     # As bytes: the driver would put the pieces together anew at every execution.
-    return _composed(_TABLES[name], whole=whole, columns=columns).as_bytes(None)
+    return _composed(_TABLES[name], whole=whole, columns=columns, appended=appended).as_bytes(None)
 
 
-def _composed(table: Table, *, whole: bool, columns: tuple[str, ...]) -> Composed:
+def _composed(table: Table, *, whole: bool, columns: tuple[str, ...], appended: bool) -> Composed:
     types = {column.name: TYPES[column.type] for column in table.columns}
     listed = SQL(", ").join(map(Identifier, columns))
     record = SQL(", ").join(SQL("{} {}").format(Identifier(c), types[c]) for c in columns)
-    source = SQL("json_to_recordset(%s::json) AS s({}, position bigint)").format(record)
+    source = SQL("json_to_recordset(%s) AS s({}, position bigint)").format(record)
+    place = _JUST_APPENDED if appended else _PLACED
     others = [c for c in columns if c not in table.key]
     if whole:
         sets = SQL(", ").join(SQL("{0} = excluded.{0}").format(Identifier(c)) for c in [*others, "position"])
         return SQL(
-            "INSERT INTO {table} AS t ({columns}, position) SELECT {columns}, position FROM {source}"
+            "INSERT INTO {table} AS t ({columns}, position) SELECT {columns}, {place} FROM {source}"
             " ON CONFLICT ({key}) DO UPDATE SET {sets} WHERE t.position < excluded.position"
-        ).format(table=Identifier(table.name), columns=listed, source=source, key=_key(table), sets=sets)
-    sets = SQL(", ").join(SQL("{0} = s.{0}").format(Identifier(c)) for c in [*others, "position"])
+        ).format(table=Identifier(table.name), columns=listed, place=place, source=source, key=_key(table), sets=sets)
+    sets = SQL(", ").join(SQL("{0} = s.{0}").format(Identifier(c)) for c in others)
     same = SQL(" AND ").join(SQL("t.{0} = s.{0}").format(Identifier(c)) for c in table.key)
-    return SQL("UPDATE {table} AS t SET {sets} FROM {source} WHERE {same} AND t.position < s.position").format(
-        table=Identifier(table.name), sets=sets, source=source, same=same
+    # What was just appended is later than whatever there is.
+    later = SQL("") if appended else SQL(" AND t.position < s.position")
+    return SQL("UPDATE {table} AS t SET {sets}, position = {place} FROM {source} WHERE {same}{later}").format(
+        table=Identifier(table.name), sets=sets, place=place, source=source, same=same, later=later
     )
 
 

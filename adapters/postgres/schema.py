@@ -26,13 +26,18 @@ TYPES: Final = {
 
 _PARTIAL_INDEXES: Final[tuple[LiteralString, ...]] = (
     (
-        "CREATE INDEX IF NOT EXISTS queue_by_customer ON pipeline_execution_queue"
-        " (hashtext(customer_id), customer_id, priority, scheduled_time, run_id)"
-        " WHERE state = 'PENDING' AND deleted_at IS NULL"
+        "CREATE INDEX IF NOT EXISTS queue_waiting ON pipeline_execution_queue (coalesce(date_bin("
+        "interval '10 seconds', not_before, timestamptz '2000-01-01 00:00Z'), timestamptz '-infinity'),"
+        " hashtext(customer_id), customer_id, priority, coalesce(not_before, timestamptz '-infinity'), scheduled_time,"
+        " run_id) WHERE state = 'PENDING' AND deleted_at IS NULL AND priority > 0"
     ),
     (
         "CREATE INDEX IF NOT EXISTS queue_first ON pipeline_execution_queue (scheduled_time, run_id)"
         " WHERE state = 'PENDING' AND deleted_at IS NULL AND priority = 0"
+    ),
+    (
+        "CREATE INDEX IF NOT EXISTS queue_not_before ON pipeline_execution_queue (not_before)"
+        " WHERE state = 'PENDING' AND deleted_at IS NULL AND not_before IS NOT NULL"
     ),
     (
         "CREATE INDEX IF NOT EXISTS queue_running ON pipeline_execution_queue (customer_id)"
@@ -43,8 +48,8 @@ _PARTIAL_INDEXES: Final[tuple[LiteralString, ...]] = (
         " WHERE is_active AND deleted_at IS NULL AND next_run_time IS NOT NULL"
     ),
     (
-        "CREATE INDEX IF NOT EXISTS runs_active ON scheduled_pipeline_runs (config_id)"
-        " WHERE state IN ('PENDING', 'RUNNING')"
+        "CREATE INDEX IF NOT EXISTS queue_scheduled ON pipeline_execution_queue (config_id)"
+        " WHERE deleted_at IS NULL AND priority IN (30, 40)"
     ),
     (
         "CREATE INDEX IF NOT EXISTS runs_of_backfill ON scheduled_pipeline_runs (backfill_id)"

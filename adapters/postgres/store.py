@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -13,15 +12,24 @@ from psycopg.rows import DictRow
 
 from adapters.postgres import channels, claims, rows
 from adapters.postgres.event_log import Datastore, EventRecorder
+from adapters.postgres.json_rows import json_of
 from application.mapper import Recorded
 from application.platform import DuePipeline, Lease, Session, Snapshot
-from projections.project import changes_of
+from projections.project import central_rows
+from projections.rows import Change
 
-_EVENTS: Final = (
-    "SELECT e.originator_id, e.originator_version, e.topic, e.state"
-    " FROM unnest(%s::uuid[], %s::bigint[]) AS wanted(id, after)"
-    " JOIN stored_events e ON e.originator_id = wanted.id AND e.originator_version > wanted.after"
-    " ORDER BY e.originator_id, e.originator_version"
+# A snapshot has no topic; in the order of versions it comes before the events after it. Lists of ids and numbers are
+# sent as one text: the driver makes arrays element by element.
+_LOAD: Final = (
+    b"WITH wanted AS (SELECT * FROM"
+    b" unnest(string_to_array(%s, ',')::uuid[], string_to_array(%s, ',')::integer[]) AS w(id, shape))"
+    b" SELECT s.stream_id AS id, s.version, NULL AS topic, s.state, s.shape FROM wanted w"
+    b" JOIN snapshots s ON s.stream_id = w.id AND s.shape = w.shape"
+    b" UNION ALL"
+    b" SELECT e.originator_id, e.originator_version, e.topic, e.state, 0 FROM wanted w"
+    b" LEFT JOIN snapshots s ON s.stream_id = w.id AND s.shape = w.shape"
+    b" JOIN stored_events e ON e.originator_id = w.id AND e.originator_version > coalesce(s.version, 0)"
+    b" ORDER BY 1, 2"
 )
 _DUE_CUSTOMERS: Final = (
     "SELECT DISTINCT customer_id FROM (SELECT customer_id FROM customer_pipeline_configs"
@@ -29,11 +37,18 @@ _DUE_CUSTOMERS: Final = (
 )
 _DUE: Final = (
     "SELECT c.config_id, c.customer_id, c.provider, c.domain, c.pipeline_template, c.schedule_cron, c.timezone,"
-    " c.next_run_time, c.date_offset_days, c.catch_up, c.overlap, c.parameters,"
-    " CASE WHEN c.overlap = 'queue' THEN 0 ELSE (SELECT count(*) FROM scheduled_pipeline_runs r"
-    "  WHERE r.config_id = c.config_id AND r.state IN ('PENDING', 'RUNNING')) END AS active_runs"
+    " c.next_run_time, c.date_offset_days, c.catch_up, c.overlap, c.jitter_seconds, c.parameters,"
+    " CASE WHEN c.overlap = 'skip' THEN (SELECT count(*) FROM pipeline_execution_queue q"
+    "  WHERE q.config_id = c.config_id AND q.deleted_at IS NULL AND q.priority IN (30, 40)) ELSE 0 END AS active_runs"
     " FROM customer_pipeline_configs c WHERE c.customer_id = ANY(%s) AND c.is_active AND c.deleted_at IS NULL"
     " AND c.next_run_time <= %s ORDER BY c.next_run_time, c.config_id LIMIT %s FOR UPDATE OF c"
+)
+# The priorities of scheduled runs: what was asked for by hand, tried again or filled in overlaps with nothing.
+_OVERLAPPED: Final = (
+    "SELECT c.config_id, array_agg(q.run_id) AS run_ids FROM customer_pipeline_configs c"
+    " JOIN pipeline_execution_queue q ON q.config_id = c.config_id AND q.deleted_at IS NULL AND q.priority IN (30, 40)"
+    " WHERE c.customer_id = ANY(%s) AND c.is_active AND c.deleted_at IS NULL AND c.next_run_time <= %s"
+    " AND c.overlap = 'cancel_running' GROUP BY c.config_id"
 )
 _CONFIGURATIONS: Final = (
     "SELECT DISTINCT ON (c.customer_id, c.provider, c.domain) c.customer_id, c.provider, c.domain,"
@@ -49,14 +64,20 @@ _TAKE_LEASES: Final = (
     " ON CONFLICT (run_id) DO UPDATE SET worker_id = excluded.worker_id, attempt = excluded.attempt,"
     " expires_at = excluded.expires_at, stop_asked = false, begun = false"
 )
+_KEEP_SNAPSHOTS: Final = (
+    b"INSERT INTO snapshots (stream_id, version, shape, state) SELECT i, v, f, convert_to(s, 'UTF8')"
+    b" FROM json_to_recordset(%s) AS s(i uuid, v bigint, f integer, s text)"
+    b" ON CONFLICT (stream_id) DO UPDATE SET version = excluded.version, shape = excluded.shape, state = excluded.state"
+)
 
 
 class PostgresSession(Session):
     """One transaction's cursor, and what can be asked of it."""
 
-    def __init__(self, cursor: Cursor[DictRow], recorder: EventRecorder) -> None:
+    def __init__(self, cursor: Cursor[DictRow], recorder: EventRecorder, picker: claims.Picker) -> None:
         self._cursor = cursor
         self._recorder = recorder
+        self._picker = picker
 
     def _rows(self, sql: Any, parameters: Any) -> list[DictRow]:  # noqa: ANN401 - the driver's own types
         return self._cursor.execute(sql, parameters, prepare=True).fetchall()
@@ -80,52 +101,34 @@ class PostgresSession(Session):
         )
         self._rows("SELECT 1 AS held FROM run_leases WHERE run_id = ANY(%s) ORDER BY run_id FOR UPDATE", wanted)
 
-    def events(self, after: Mapping[UUID, int]) -> Sequence[StoredEvent]:
-        found = self._rows(_EVENTS, (list(after.keys()), list(after.values())))
+    def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
+        wanted = (",".join(map(str, shapes)), ",".join(map(str, shapes.values())))
+        found = self._cursor.execute(_LOAD, wanted, prepare=True, binary=True).fetchall()
         return [
-            StoredEvent(
-                originator_id=row["originator_id"],
-                originator_version=row["originator_version"],
-                topic=row["topic"],
-                state=bytes(row["state"]),
-            )
+            Snapshot(row["id"], row["version"], row["shape"], row["state"])
+            if row["topic"] is None
+            else StoredEvent(row["id"], row["version"], row["topic"], row["state"])
             for row in found
         ]
-
-    def snapshots(self, stream_ids: Sequence[UUID]) -> Sequence[Snapshot]:
-        found = self._rows(
-            "SELECT stream_id, version, shape, state FROM snapshots WHERE stream_id = ANY(%s)", (list(stream_ids),)
-        )
-        return [Snapshot(r["stream_id"], r["version"], r["shape"], bytes(r["state"])) for r in found]
 
     def append(
         self, recorded: Sequence[Recorded], stored: Sequence[StoredEvent], snapshots: Sequence[Snapshot]
     ) -> None:
-        positions = self._recorder.append(self._cursor, stored)
-        placed = [
-            Recorded(r.event, replace(r.envelope, position=position))
-            for r, position in zip(recorded, positions, strict=True)
+        changes = [
+            Change(row, number, r.envelope.customer_id)
+            for number, r in enumerate(recorded, 1)
+            for row in central_rows(r.event, r.envelope)
         ]
-        self._cursor.execute(
-            "INSERT INTO customer_events (customer_id, position) SELECT * FROM unnest(%s::text[], %s::bigint[])",
-            ([r.envelope.customer_id for r in placed], positions),
-            prepare=True,
-        )
-        rows.write(self._cursor, [change for r in placed for change in changes_of(r.event, r.envelope)])
+        writes = rows.writes(changes, just_appended=len(stored))
         if snapshots:
-            self._cursor.execute(
-                "INSERT INTO snapshots (stream_id, version, shape, state)"
-                " SELECT * FROM unnest(%s::uuid[], %s::bigint[], %s::integer[], %s::bytea[])"
-                " ON CONFLICT (stream_id) DO UPDATE"
-                " SET version = excluded.version, shape = excluded.shape, state = excluded.state",
-                (
-                    [s.stream_id for s in snapshots],
-                    [s.version for s in snapshots],
-                    [s.shape for s in snapshots],
-                    [s.state for s in snapshots],
-                ),
-            )
-        channels.announce(self._cursor, placed)
+            states = [{"i": s.stream_id, "v": s.version, "f": s.shape, "s": s.state.decode()} for s in snapshots]
+            writes.append((_KEEP_SNAPSHOTS, [json_of(states)]))
+        # Sent without waiting in between: others wait for the log's lock until all of it is done.
+        with self._cursor.connection.pipeline():
+            self._recorder.append(self._cursor, stored, [r.envelope.customer_id for r in recorded])
+            for statement, parameters in writes:
+                self._cursor.execute(statement, parameters, prepare=True)
+            channels.announce(self._cursor, recorded)
 
     def due_customers(self, now: datetime, limit: int) -> Sequence[str]:
         return [row["customer_id"] for row in self._rows(_DUE_CUSTOMERS, (now, limit))]
@@ -144,14 +147,20 @@ class PostgresSession(Session):
                 date_offset_days=row["date_offset_days"],
                 catch_up=row["catch_up"],
                 overlap=row["overlap"],
+                jitter_seconds=row["jitter_seconds"] or 0,
                 parameters=row["parameters"],
                 active_runs=row["active_runs"],
             )
             for row in self._rows(_DUE, (list(customer_ids), now, limit))
         ]
 
+    def overlapped_runs(self, customer_ids: Sequence[str], now: datetime) -> Mapping[str, Sequence[str]]:
+        return {row["config_id"]: row["run_ids"] for row in self._rows(_OVERLAPPED, (list(customer_ids), now))}
+
     def claimable_runs(self, limit: int, run_id: str | None) -> Sequence[tuple[str, str]]:
-        return claims.lock_next(self._cursor, limit) if run_id is None else claims.lock_named(self._cursor, run_id)
+        if run_id is not None:
+            return claims.lock_named(self._cursor, run_id)
+        return self._picker.lock_next(self._cursor, limit)
 
     def configurations(
         self, wanted: Iterable[tuple[str, str, str]]
@@ -185,8 +194,8 @@ class PostgresSession(Session):
         if run_ids:
             self._cursor.execute("DELETE FROM run_leases WHERE run_id = ANY(%s)", (list(run_ids),), prepare=True)
 
-    def ask_to_stop(self, run_id: str) -> None:
-        self._cursor.execute("UPDATE run_leases SET stop_asked = true WHERE run_id = %s", (run_id,))
+    def ask_to_stop(self, run_ids: Sequence[str]) -> None:
+        self._cursor.execute("UPDATE run_leases SET stop_asked = true WHERE run_id = ANY(%s)", (list(run_ids),))
 
     def expired_leases(self, limit: int) -> Sequence[Lease]:
         seen = self._rows(
@@ -211,13 +220,14 @@ class PostgresSession(Session):
 
 
 class PostgresStore:
-    """The log, in PostgreSQL."""
+    """The log, in PostgreSQL. `picker` chooses what is claimed next."""
 
-    def __init__(self, datastore: Datastore) -> None:
+    def __init__(self, datastore: Datastore, picker: claims.Picker | None = None) -> None:
         self._datastore = datastore
+        self._picker = picker or claims.Picker()
         self.recorder = EventRecorder(datastore)
 
     @contextmanager
     def transaction(self) -> Iterator[PostgresSession]:
         with self._datastore.transaction_cursor() as cursor:
-            yield PostgresSession(cursor, self.recorder)
+            yield PostgresSession(cursor, self.recorder, self._picker)

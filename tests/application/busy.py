@@ -3,8 +3,10 @@
 import random
 from collections.abc import Callable
 from datetime import timedelta
+from uuid import UUID
 
-from application import api_keys, credentials, customers, pipelines, provider_configs, subscriptions, team
+from application import api_keys, credentials, customers, pipelines, provider_configs, schedules, subscriptions, team
+from application.backfill import Backfill, backfill
 from application.ports import Expectation, RunOrder, RunReport, StepReport
 from domain.plans import Plan
 from domain.refusals import Refusal
@@ -37,6 +39,9 @@ class Busy:
             self.retry,
             self.pipeline,
             self.change,
+            self.backfill,
+            self.pause,
+            self.resume,
             self.take_over,
             self.suspend,
             self.reactivate,
@@ -58,6 +63,7 @@ class Busy:
             self.world.onboard(customer_id, self.chance.choice(list(Plan)), company_name=f"{customer_id} “GmbH” \\ ü")
             self.world.pipeline(customer_id, "*/30 * * * *", timezone="Asia/Kathmandu", overlap="skip")
             self.world.pipeline(customer_id, "5 4 * * *", timezone="America/New_York", catch_up="all")
+            self.world.pipeline(customer_id, "15 * * * *", overlap="cancel_running", jitter_seconds=90)
         return self
 
     def step(self) -> None:
@@ -139,6 +145,26 @@ class Busy:
             {"timezone": "Asia/Tokyo"},
         ]
         self.world.change(config_id, customer_id, **self.chance.choice(changes))
+
+    def backfill(self, customer_id: str) -> None:
+        command = Backfill(
+            **self.world.stamp(),
+            customer_id=customer_id,
+            config_id=self._some("customer_pipeline_configs", "config_id", customer_id),
+            first=self.world.at.date() - timedelta(days=self.chance.randint(2, 9)),
+            last=self.world.at.date() - timedelta(days=1),
+            backfill_id=str(UUID(int=self.chance.randint(1, 9))),
+        )
+        backfill(command, self.world.platform, self.world.catalogue)
+
+    def pause(self, customer_id: str) -> None:
+        command = schedules.PauseSchedules(**self.world.stamp(), customer_id=customer_id, reason="moving")
+        schedules.pause_schedules(command, self.world.platform)
+
+    def resume(self, _: str) -> None:
+        for customer_id in CUSTOMERS:
+            command = schedules.ResumeSchedules(**self.world.stamp(), customer_id=customer_id, reason="moved")
+            schedules.resume_schedules(command, self.world.platform)
 
     def take_over(self, _: str) -> None:
         self.world.execute(
@@ -247,6 +273,10 @@ class Busy:
         ):
             add("delta")
             self.remove("delta", what)
+        config_id = self.world.pipeline("delta", is_active=False)
+        day = self.world.at.date() - timedelta(days=1)
+        asked = {"customer_id": "delta", "config_id": config_id, "first": day, "last": day}
+        backfill(Backfill(**self.world.stamp(), **asked), self.world.platform, self.world.catalogue)
         run_id = self.world.request("delta")
         self.world.claim(run_id=run_id)
         self.world.cancel(run_id, "delta")

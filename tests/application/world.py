@@ -113,9 +113,14 @@ class World:
         command = scheduling.TriggerSchedules(**self.stamp("scheduler"), **more)
         return scheduling.trigger_schedules(command, self.platform, self.catalogue)
 
-    def claim(self, worker: str = "w1", limit: int = 100, **more: Any) -> list[RunOrder]:
+    def claim(self, worker: str = "w1", limit: int = 100, *, begin: bool = True, **more: Any) -> list[RunOrder]:
+        """Claim as a worker does, which marks what it got as begun before it executes it. Or die in between."""
         command = execution.ClaimRuns(**self.stamp(f"worker:{worker}"), worker_id=worker, limit=limit, **more)
-        return execution.claim_runs(command, self.platform)
+        orders = execution.claim_runs(command, self.platform)
+        if begin and orders:
+            claimed = [(order.run_id, order.attempt) for order in orders]
+            leases.renew(self.datastore, worker, claimed, command.lease_seconds)
+        return orders
 
     def report(self, orders: Sequence[RunOrder], worker: str = "w1", **outcome: Any) -> list[str]:
         """Tell the same outcome of all these runs; the runs that were refused."""

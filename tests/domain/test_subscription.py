@@ -152,6 +152,23 @@ class TestRefusalsAreRecordedOnce:
         assert [e.limit for e in admit(story, ["c"]).events] == [Limit.DAILY]
         assert admit(story, ["d"]).events == ()
 
+    def test_whatever_else_happens_on_that_day(self):
+        """What is counted first on a new day wipes nothing away that was recorded on it."""
+        story = limited(max_pipelines_per_month=1)
+        admit(story, ["r"])
+        story.when(lambda s: s.take_slots(starts(["r"]), NOON))
+        tomorrow = NOON + timedelta(days=1)
+        assert [e.day for e in admit(story, ["a"], tomorrow).events] == [tomorrow.date()]
+        story.when(lambda s: s.release_slots({"r": True}, tomorrow))
+        assert admit(story, ["b"], tomorrow).events == ()
+
+    def test_by_clocks_on_both_sides_of_midnight(self):
+        story = limited(max_pipelines_per_month=1)
+        admit(story, ["r"])
+        midnight = NOON.replace(hour=0) + timedelta(days=1)
+        asked = [midnight - TICK, midnight, midnight - TICK, midnight, midnight - TICK]
+        assert [len(admit(story, ["a"], at).events) for at in asked] == [1, 1, 0, 0, 0]
+
     def test_a_suspended_customer_leaves_no_record(self):
         story = opened().when(lambda s: s.pause("unpaid"))
         assert admit(story, ["r"]).events == ()

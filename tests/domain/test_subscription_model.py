@@ -1,5 +1,6 @@
 """Anything that can happen to a subscription, beside a book in which every unit and place is written down."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -16,25 +17,40 @@ from hypothesis.stateful import (
 )
 
 from domain.plans import LIMITS, Overrides, Plan
-from domain.refusals import QuotaExceeded
+from domain.refusals import Conflict, QuotaExceeded
 from domain.subscription import (
     SlotReleased,
+    SlotTaken,
+    Start,
     Subscription,
 )
 from domain.usage import Usage
-from tests.domain.test_subscription import admit, opened, starts
+from tests.domain.test_subscription import admit, opened
+
+KINDS = (
+    {},
+    {},
+    {"pipeline": "daily"},
+    {"pipeline": "hourly"},
+    {"backfill": True},
+    {"backfill": True},
+)
+"""What a run is to the book: asked for by hand, of a schedule, or filling in the past."""
 
 
 class AgainstAModel(RuleBasedStateMachine):
     """Anything that can happen to a subscription, beside a book in which every unit and place is written down."""
 
     released = staticmethod(Subscription.release_slots)
+    taken = staticmethod(Subscription.take_slots)
+    startable = staticmethod(Subscription.startable)
 
     @initialize(plan=st.sampled_from(Plan))
     def open(self, plan):
         self.now = datetime(2024, 2, 27, 22, tzinfo=UTC)
         self.story = opened(plan, self.now)
         self.units: dict[str, date] = {}
+        self.kinds: dict[str, Start] = {}
         self.places: set[str] = set()
         self.started: set[str] = set()
         self.ended: list[tuple[date, bool]] = []
@@ -46,8 +62,30 @@ class AgainstAModel(RuleBasedStateMachine):
     def _in_month(self, day: date) -> int:
         return sum(1 for unit in self.units.values() if (unit.year, unit.month) == (day.year, day.month))
 
-    @rule(count=st.integers(1, 9), starting=st.booleans(), behind=st.sampled_from([0, 0, 3, 30]))
-    def admit(self, count, starting, behind):
+    def _fits(self, start: Start, held: set[str]) -> bool:
+        """Whether this run may start beside those that hold a place."""
+        others = [self.kinds[run_id] for run_id in held]
+        limit = self.story.state.limits.max_concurrent_pipelines
+        if len(others) >= limit:
+            return False
+        if start.backfill:
+            return sum(other.backfill for other in others) < max(1, limit // 2)
+        return start.pipeline is None or start.pipeline not in {other.pipeline for other in others}
+
+    def _first_that_fit(self, waiting: Sequence[Start]) -> list[Start]:
+        chosen: list[Start] = []
+        for start in waiting:
+            if self._fits(start, self.places | {each.run_id for each in chosen}):
+                chosen.append(start)
+        return chosen
+
+    @rule(
+        count=st.integers(1, 9),
+        starting=st.booleans(),
+        behind=st.sampled_from([0, 0, 3, 30]),
+        kind=st.sampled_from(KINDS),
+    )
+    def admit(self, count, starting, behind, kind):
         """Also by callers whose clock is hours behind: never into a day that is over."""
         asked = self.now - timedelta(hours=behind)
         day = max(asked.date(), self.story.state.usage.day)
@@ -66,6 +104,7 @@ class AgainstAModel(RuleBasedStateMachine):
         assert (admission.refusal is None) == (room == count)
         assert admission.day == day
         self.units.update(dict.fromkeys(admission.admitted, day))
+        self.kinds.update({run_id: Start(run_id, **kind) for run_id in admission.admitted})
 
     @rule(data=st.data())
     def give_back(self, data):
@@ -77,17 +116,29 @@ class AgainstAModel(RuleBasedStateMachine):
             [event] = self.story.decided
             assert (event.day, event.admitted_that_day) == (day, self._on(day))
 
-    @rule(count=st.integers(1, 6))
-    def take(self, count):
-        waiting = sorted(set(self.units) - self.started)[:count]
+    @rule(data=st.data(), count=st.integers(1, 8))
+    def take(self, data, count):
+        """The first that fit, in the order in which they wait, and never one more."""
+        waiting = sorted(set(self.units) - self.started)
+        some = [self.kinds[run_id] for run_id in data.draw(st.permutations(waiting))[:count]]
         free = max(0, self.story.state.limits.max_concurrent_pipelines - len(self.places))
         assert self.story.state.places() == free
-        if len(waiting) > free:
-            with pytest.raises(QuotaExceeded):
-                self.story.state.take_slots(starts(waiting), self.now)
-        self.story.when(lambda s: s.take_slots(starts(waiting[:free]), self.now))
-        self.places.update(waiting[:free])
-        self.started.update(waiting[:free])
+        fitting = self._first_that_fit(some)
+        chosen = type(self).startable(self.story.state, some)
+        assert chosen == fitting
+        if len(fitting) < len(some):
+            with pytest.raises(QuotaExceeded if len(some) > free else Conflict):
+                type(self).taken(self.story.state, some, self.now)
+        self.story.when(lambda s: type(self).taken(s, chosen, self.now))
+        self.places.update(start.run_id for start in chosen)
+        self.started.update(start.run_id for start in chosen)
+
+    @precondition(lambda self: self.places)
+    @rule(data=st.data())
+    def take_again(self, data):
+        """A run that holds a place takes no other."""
+        held = data.draw(st.sampled_from(sorted(self.places)))
+        assert self.story.state.take_slots([self.kinds[held]], self.now) == ()
 
     @precondition(lambda self: self.started)
     @rule(data=st.data(), outcome=st.sampled_from([True, False, None]))
@@ -119,6 +170,10 @@ class AgainstAModel(RuleBasedStateMachine):
             return
         state, today = self.story.state, self.now.date()
         assert state.running == self.places
+        kinds = [self.kinds[run_id] for run_id in self.places]
+        assert state.backfilling == {start.run_id for start in kinds if start.backfill}
+        assert state.busy == {start.run_id: start.pipeline for start in kinds if start.pipeline}
+        assert len(set(state.busy.values())) == len(state.busy), "two scheduled runs of one pipeline run at a time"
         assert state.usage.at(self.now) == Usage(
             day=today,
             admitted=self._on(today),
@@ -153,3 +208,31 @@ def test_the_model_notices_a_place_that_is_freed_twice():
 
     with pytest.raises(AssertionError):
         run_state_machine_as_test(Trusting, settings=NO_SHRINKING)
+
+
+def test_the_model_notices_backfill_that_takes_more_than_its_half():
+    """The control: a choice that sees no difference between today's runs and those of the past."""
+
+    def blind(state: Subscription, waiting: Sequence[Start]):
+        alike = [replace(start, backfill=False) for start in waiting]
+        return [waiting[alike.index(start)] for start in Subscription.startable(state, alike)]
+
+    class Blind(AgainstAModel):
+        startable = staticmethod(blind)
+
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(Blind, settings=NO_SHRINKING)
+
+
+def test_the_model_notices_two_runs_of_one_pipeline():
+    """The control: places are taken without a word about whose they are, so that nobody knows who is busy."""
+
+    def silent(state: Subscription, wanted: Sequence[Start], now: datetime):
+        events = Subscription.take_slots(state, wanted, now)
+        return tuple(replace(event, pipelines={}) if isinstance(event, SlotTaken) else event for event in events)
+
+    class Silent(AgainstAModel):
+        taken = staticmethod(silent)
+
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(Silent, settings=NO_SHRINKING)

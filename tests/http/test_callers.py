@@ -36,6 +36,10 @@ CALLERS = {
         "POST /api/v1/scheduler/customer/{customer_id}/pipelines",
         "PATCH /api/v1/scheduler/customer/{customer_id}/pipelines/{config_id}",
         "DELETE /api/v1/scheduler/customer/{customer_id}/pipelines/{config_id}",
+        "POST /api/v1/scheduler/customer/{customer_id}/pipelines/{config_id}/backfill",
+        "GET /api/v1/scheduler/customer/{customer_id}/backfills/{backfill_id}",
+        "POST /api/v1/scheduler/customer/{customer_id}/pause",
+        "POST /api/v1/scheduler/customer/{customer_id}/resume",
         "POST /api/v1/pipelines/run/{customer_id}/{provider}/{domain}/{template}",
     },
     "known": {

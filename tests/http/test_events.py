@@ -35,7 +35,7 @@ def test_it_holds_runs_and_no_secrets(acme, api):
     ).raise_for_status()
     answer = acme.get(f"{acme.url}/events")
     events = answer.json()["items"]
-    assert run_id in {e["stream_id"] for e in events if e["type"] == "run.scheduled@1"}
+    assert run_id in {e["stream_id"] for e in events if e["type"].startswith("run.scheduled@")}
     added = next(e for e in events if e["type"] == "customer.credential-added@1")
     assert added["data"].keys() >= {"credential_id", "provider"}
     for event in events:

@@ -5,9 +5,8 @@ from eventsourcing.persistence import Notification
 from adapters.postgres.event_log import Datastore
 
 _PAGE = (
-    "SELECT e.originator_id, e.originator_version, e.topic, e.state, e.notification_id FROM customer_events c"
-    " JOIN stored_events e ON e.notification_id = c.position"
-    " WHERE c.customer_id = %s AND (%s::bigint IS NULL OR c.position < %s) ORDER BY c.position DESC LIMIT %s"
+    "SELECT originator_id, originator_version, topic, state, notification_id FROM stored_events WHERE customer_id = %s"
+    " AND (%s::bigint IS NULL OR notification_id < %s) ORDER BY notification_id DESC LIMIT %s"
 )
 
 

@@ -9,7 +9,7 @@ from adapters.postgres.event_log import Datastore
 
 _PROFILE: Final = SQL(
     "SELECT p.customer_id, p.tenant_id, p.tenant_dataset_id, p.company_name, p.admin_email, p.status,"
-    " p.subscription_plan, p.stripe_customer_id, p.dataset_created, p.created_at, p.updated_at,"
+    " p.subscription_plan, p.stripe_customer_id, p.dataset_created, p.schedules_paused, p.created_at, p.updated_at,"
     " s.plan_name, s.status AS subscription_status, s.max_team_members, s.max_providers, s.max_pipelines_per_day,"
     " s.max_pipelines_per_month, s.max_concurrent_pipelines"
     " FROM customer_profiles p JOIN customer_subscriptions s USING (customer_id)"

@@ -1,0 +1,88 @@
+"""What is wrong with the service now, and what an operator does about it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from adapters.status_views import Problem, Status
+
+WAIT_S: Final = 60.0
+"""A run that could start and waits for a worker longer than this is a problem."""
+_SLOT_LATE_S: Final = 120.0
+_LEASE_OVER_S: Final = 20.0
+"""Workers take over every ten seconds: a lease that has been over for longer is taken over by nobody."""
+
+
+def problems(
+    status: Status, *, longest_wait_s: float | None, overdue_s: Mapping[str, float], wait_s: float = WAIT_S
+) -> list[Problem]:
+    """Slots that nobody triggers, runs that no worker starts, and runs that a dead worker holds.
+
+    `longest_wait_s` is how long the first of the runs that could start waits, `overdue_s` says of each worker id for
+    how long the oldest of its leases has been over.
+    """
+    return [
+        *_slots_late(status),
+        *_runs_left_waiting(status, longest_wait_s, wait_s),
+        *_runs_left_behind(status, overdue_s),
+    ]
+
+
+def _slots_late(status: Status) -> Iterator[Problem]:
+    if status.due_seconds is None or status.due_seconds <= _SLOT_LATE_S:
+        return
+    lives = status.alive["scheduler"]
+    yield Problem(
+        problem=f"{_pipelines(status.due)} due since {span(status.due_seconds)}, and not triggered.",
+        remedy="Look at the schedulers' logs: one that lives does not trigger them."
+        if lives
+        else "Start a scheduler: convergence scheduler.",
+    )
+
+
+def _runs_left_waiting(status: Status, seconds: float | None, wait_s: float) -> Iterator[Problem]:
+    if seconds is None or seconds <= wait_s:
+        return
+    if not status.alive["worker"]:
+        remedy = "No worker lives. Start one: convergence worker."
+    elif status.places_free:
+        remedy = "Workers have room and do not take it: look at their logs."
+    else:
+        remedy = "All workers are busy. Start another one (convergence worker), or raise WORKER_CONCURRENCY."
+    yield Problem(problem=f"A run that could start waits for a worker since {span(seconds)}.", remedy=remedy)
+
+
+def _runs_left_behind(status: Status, overdue: Mapping[str, float]) -> Iterator[Problem]:
+    for worker in status.workers:
+        over = overdue.get(worker.worker_id, 0.0)
+        if not worker.runs or (worker.alive is not False and over <= _LEASE_OVER_S):
+            continue
+        ago = f", last seen {span(worker.seen_seconds_ago)} ago," if worker.seen_seconds_ago is not None else ""
+        others = status.alive["worker"] > 0
+        runs = f"{worker.runs} run" if worker.runs == 1 else f"{worker.runs} runs"
+        if worker.alive:
+            sentence = f"Worker {worker.worker_id} lives, and the lease of a run that it holds is over."
+            remedy = "Look at its log; another worker takes the run over."
+        else:
+            sentence = f"Worker {worker.worker_id}{ago} is dead and holds {runs}."
+            remedy = (
+                "Nothing, for a minute: another worker takes them over when their leases end."
+                if others and over <= _LEASE_OVER_S
+                else "Look at the other workers' logs: none takes them over."
+                if others
+                else "No worker lives to take them over. Start one: convergence worker."
+            )
+        yield Problem(problem=sentence, remedy=remedy)
+
+
+def _pipelines(count: int) -> str:
+    return "1 pipeline is" if count == 1 else f"{count} pipelines are"
+
+
+def span(seconds: float) -> str:
+    """A span of time for people: `8 s`, `3 min 20 s`, `5 h 3 min`, `2 d 4 h`."""
+    whole = round(seconds)
+    for size, unit, smaller, smaller_unit in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
+    return f"{whole} s"
