@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapters import cli_backfill, cli_roles, console
+from adapters import cli_backfill, cli_roles, cli_runs, cli_status, console
 from adapters.cli_options import Json, place, read_settings
 
 # What a command needs is imported inside it: `--help` answers at once, and a query does not load a web server.
@@ -24,6 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_roles.app)
+app.add_typer(cli_status.app)
+app.add_typer(cli_runs.app)
 app.add_typer(cli_backfill.app)
 
 

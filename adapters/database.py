@@ -11,7 +11,7 @@ from psycopg.rows import DictRow, dict_row
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from adapters.postgres import schema
-from adapters.postgres.event_log import connection_arguments
+from adapters.postgres.event_log import Datastore, connection_arguments
 from adapters.process import Unable
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,19 @@ def connected(dsn: str | None, *, patience_s: float = _PATIENCE_S) -> Iterator[C
         raise Unable("DATABASE_URL is not like postgresql://user:password@host:5432/database.") from None
     with connection:
         yield connection
+
+
+@contextmanager
+def readable(dsn: str | None, *, name: str, patience_s: float = 5) -> Iterator[Datastore]:
+    """A datastore of one connection for a command that looks, on a schema that fits this code; raises `Unable`."""
+    with connected(dsn, patience_s=patience_s) as connection:
+        if not schema.is_current(connection):
+            raise Unable("The database's schema is not this version's: run `convergence migrate` first.")
+    datastore = Datastore(required(dsn), size=1, name=name)
+    try:
+        yield datastore
+    finally:
+        datastore.close()
 
 
 def _report(state: RetryCallState) -> None:

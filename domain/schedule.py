@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from math import ceil
 from zoneinfo import ZoneInfo, available_timezones
@@ -40,7 +40,18 @@ def parse(cron: str, timezone: str) -> Schedule:
 
 
 def next_slot(schedule: Schedule, after: datetime) -> datetime:
-    """The first slot strictly after an aware instant, in UTC."""
+    """The first slot strictly after an aware instant, in UTC.
+
+    Answers are kept: at a full hour, many pipelines that have the same schedule ask the same.
+    """
+    if after.tzinfo is None:
+        raise ValueError("an instant needs a time zone")
+    # In UTC: two instants at which a clock shows the same time are equal to Python when they carry that clock's zone.
+    return _next_slot(schedule, after.astimezone(UTC))
+
+
+@lru_cache(maxsize=4096)
+def _next_slot(schedule: Schedule, after: datetime) -> datetime:
     expression, zone = read_cron(schedule.cron), _zone(schedule.timezone)
     slot = (_next_interval if expression.every_interval else _next_fixed)(expression, zone, after)
     if slot <= after:  # a scheduler that went on from here would never end

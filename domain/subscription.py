@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from domain.plans import LIMITS, Limits, Overrides, Plan
 from domain.refusals import Conflict, Forbidden, Limit, QuotaExceeded, Refusal
@@ -200,6 +200,14 @@ class Subscription:
         allowed = self.limits.max_concurrent_pipelines
         return QuotaExceeded(Limit.CONCURRENT, usage.running, allowed) if usage.running >= allowed else None
 
+    def _room(self, usage: Usage, *, starting: bool) -> int:
+        """How many runs the limits let in."""
+        if starting and self._concurrent(usage):
+            return 0
+        today = self.limits.max_pipelines_per_day - usage.admitted
+        this_month = self.limits.max_pipelines_per_month - usage.month_admitted
+        return max(0, min(today, this_month))
+
     # decisions
 
     def admit(self, run_ids: Sequence[str], now: datetime, *, starting: bool) -> Admission:
@@ -209,21 +217,22 @@ class Subscription:
         is not: it waits for one. A refusal is recorded at most once per limit and day.
         """
         usage = self.usage.at(now)
-        admitted: list[str] = []
+        admitted: tuple[str, ...] = ()
         refusal = self._active()
-        for run_id in run_ids if refusal is None else ():
-            refusal = self._daily(usage) or self._monthly(usage) or (self._concurrent(usage) if starting else None)
-            if refusal is not None:
-                break
-            usage = replace(usage, admitted=usage.admitted + 1, month_admitted=usage.month_admitted + 1)
-            admitted.append(run_id)
+        if refusal is None:
+            admitted = tuple(run_ids[: self._room(usage, starting=starting)])
+            usage = replace(
+                usage, admitted=usage.admitted + len(admitted), month_admitted=usage.month_admitted + len(admitted)
+            )
+            if len(admitted) < len(run_ids):
+                refusal = self._daily(usage) or self._monthly(usage) or self._concurrent(usage)
         events: list[SubscriptionEvent] = []
         if admitted:
-            events.append(RunsAdmitted(run_ids=tuple(admitted), usage=usage, limits=self.limits))
+            events.append(RunsAdmitted(run_ids=admitted, usage=usage, limits=self.limits))
         if isinstance(refusal, QuotaExceeded) and not self._recorded(refusal.limit, usage.day):
             used, allowed = refusal.used, refusal.allowed
             events.append(RunRefused(limit=refusal.limit, used=used, allowed=allowed, day=usage.day))
-        return Admission(admitted=tuple(admitted), day=usage.day, refusal=refusal, events=tuple(events))
+        return Admission(admitted=admitted, day=usage.day, refusal=refusal, events=tuple(events))
 
     def _recorded(self, limit: Limit, day: date) -> bool:
         """A refusal of a later day counts too: around midnight some clocks still show the day before."""
@@ -360,7 +369,12 @@ def open_subscription(customer_id: str, plan: Plan, now: datetime) -> Opened:
 # --- fold ---------------------------------------------------------------------------------------------------------
 
 
-def _counted(state: Subscription, usage: Usage, other: tuple[date, int] | None = None) -> Subscription:
+def _counted(
+    state: Subscription,
+    usage: Usage,
+    other: tuple[date, int] | None = None,
+    **changed: Any,  # noqa: ANN401 - fields of a subscription
+) -> Subscription:
     days = dict(state.admitted_by_day)
     days[usage.day] = usage.admitted
     if other is not None:
@@ -368,7 +382,7 @@ def _counted(state: Subscription, usage: Usage, other: tuple[date, int] | None =
     if len(days) > _DAYS_KEPT:
         del days[min(days)]
     refused = frozenset(r for r in state.refused if r[1] >= usage.day)
-    return replace(state, usage=usage, admitted_by_day=days, refused=refused)
+    return replace(state, **{"usage": usage, "admitted_by_day": days, "refused": refused, **changed})
 
 
 def evolve(state: Subscription | None, event: SubscriptionEvent) -> Subscription:  # noqa: C901, PLR0911 - one case an event
@@ -381,15 +395,17 @@ def evolve(state: Subscription | None, event: SubscriptionEvent) -> Subscription
         case RunsAdmitted(usage=usage):
             return _counted(state, usage)
         case SlotTaken(run_ids=run_ids, usage=usage, backfill=backfill, pipelines=pipelines):
-            return replace(
-                _counted(state, usage),
+            return _counted(
+                state,
+                usage,
                 running=state.running.union(run_ids),
                 backfilling=state.backfilling.union(backfill),
                 busy={**state.busy, **pipelines},
             )
         case SlotReleased(run_ids=run_ids, usage=usage):
-            return replace(
-                _counted(state, usage),
+            return _counted(
+                state,
+                usage,
                 running=state.running.difference(run_ids),
                 backfilling=state.backfilling.difference(run_ids),
                 busy={run_id: pipeline for run_id, pipeline in state.busy.items() if run_id not in run_ids},
@@ -400,11 +416,11 @@ def evolve(state: Subscription | None, event: SubscriptionEvent) -> Subscription
             others = frozenset(r for r in state.refused if r[0] is not limit)
             return replace(state, refused=others | {(limit, day)})
         case PlanChanged(plan=plan, limits=limits, usage=usage):
-            return replace(_counted(state, usage), plan=plan, limits=limits, refused=frozenset())
+            return _counted(state, usage, plan=plan, limits=limits, refused=frozenset())
         case LimitsOverridden(overrides=overrides, limits=limits, usage=usage):
-            return replace(_counted(state, usage), overrides=overrides, limits=limits, refused=frozenset())
+            return _counted(state, usage, overrides=overrides, limits=limits, refused=frozenset())
         case UsageReset(usage=usage):
-            return replace(_counted(state, usage), refused=frozenset())
+            return _counted(state, usage, refused=frozenset())
         case Paused():
             return replace(state, status=Status.SUSPENDED)
         case Resumed():

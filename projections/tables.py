@@ -118,6 +118,7 @@ CUSTOMER_USAGE = Table(
     key=("customer_id", "usage_date"),
     partition_by="usage_date",
     cluster_by=("customer_id",),
+    indexes=(("usage_date",),),
 )
 
 CUSTOMER_PROVIDER_CONFIGS = Table(
@@ -219,7 +220,7 @@ SCHEDULED_PIPELINE_RUNS = Table(
     key=("run_id",),
     partition_by="scheduled_time",
     cluster_by=("customer_id", "state"),
-    indexes=(("customer_id", "created_at", "run_id"), ("config_id", "scheduled_time")),
+    indexes=(("customer_id", "created_at", "run_id"), ("created_at", "run_id"), ("config_id", "scheduled_time")),
 )
 
 PIPELINE_EXECUTION_QUEUE = Table(

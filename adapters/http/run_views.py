@@ -38,6 +38,7 @@ class RunSummary(BaseModel):
     pipeline_template: str
     trigger_type: str
     trigger_by: str
+    backfill_id: str | None
     state: str
     run_date: date
     scheduled_time: datetime
@@ -127,7 +128,7 @@ def run_view(history: Sequence[Recorded]) -> RunView:
             "error": row["error_message"],
             "steps": steps,
             "dq_results": rows.get(X_META_DQ_RESULTS.name, []),
-            "timeline": [_moment(r.event, r.envelope) for r in history],
+            "timeline": [moment(r.event, r.envelope) for r in history],
         }
     )
 
@@ -154,7 +155,8 @@ def _rows(history: Sequence[Recorded]) -> dict[str, list[Mapping[str, Any]]]:
     return rows
 
 
-def _moment(event: object, at: Envelope) -> Moment:
+def moment(event: object, at: Envelope) -> Moment:
+    """One event as the timeline shows it."""
     return Moment(at=at.at, event=at.topic.partition("@")[0], by=at.by.actor, text=_text(event))
 
 

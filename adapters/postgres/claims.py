@@ -23,10 +23,8 @@ _MOST_CUSTOMERS: Final = 64
 _SPARE: Final = 32
 """Runs picked beyond those asked for, since other workers pick at the same time."""
 
-_WINDOW: Final = 200
-_WIDE_WINDOW: Final = 20_000
-"""How many waiting runs of a customer's busy pipelines are passed over, and how many if nobody else has one to start:
-those behind them are found by a later pick."""
+_WINDOW: Final = SQL("CASE WHEN %(by_age)s THEN 20000 ELSE 200 END")
+"""How many runs of a customer's busy pipelines are passed over: those behind them are found by the picks by age."""
 
 _WAITING: Final = SQL("q.state = 'PENDING' AND q.deleted_at IS NULL AND q.priority > 0")
 _READY_AT: Final = SQL("coalesce(q.not_before, timestamptz '-infinity')")
@@ -51,7 +49,7 @@ def _next(bounds: Composable) -> Composed:
     return _NEXT.format(span=_SPAN, waiting=_WAITING, bounds=bounds)
 
 
-def _walk(name: str, first: Composable, following: Composable) -> Composed:
+def _round(name: str, first: Composable, following: Composable) -> Composed:
     return SQL("{name} AS (({first}) UNION ALL SELECT n.* FROM {name} w CROSS JOIN LATERAL ({following}) n)").format(
         name=SQL(name), first=_next(first), following=_next(following)
     )
@@ -66,7 +64,7 @@ _STARTABLE: Final = SQL(
     "SELECT q.run_id, q.priority, q.scheduled_time, q.config_id FROM pipeline_execution_queue q"
     " WHERE {span} = c.span AND hashtext(q.customer_id) = c.place AND q.customer_id = c.customer_id AND {waiting}"
     " AND q.priority = p.priority AND {ready_at} <= {now}"
-    " ORDER BY {ready_at}, q.scheduled_time, q.run_id LIMIT %(window)s) y"
+    " ORDER BY {ready_at}, q.scheduled_time, q.run_id LIMIT {window}) y"
     " WHERE NOT s.active OR NOT p.scheduled OR y.config_id <> ALL (r.busy)"
     " LIMIT least(CASE WHEN p.backfill THEN s.half ELSE s.free END, %(limit)s)) x"
     " ORDER BY CASE WHEN %(by_age)s THEN 0 ELSE x.priority END, x.scheduled_time, x.run_id"
@@ -76,6 +74,7 @@ _STARTABLE: Final = SQL(
     waiting=_WAITING,
     ready_at=_READY_AT,
     now=_NOW,
+    window=_WINDOW,
     priorities=SQL(", ").join(
         SQL("({}, {}, {})").format(
             Literal(int(p)), Literal(p in {Priority.SCHEDULED, Priority.CATCH_UP}), Literal(p is Priority.BACKFILL)
@@ -112,10 +111,14 @@ def _invited(walk: str) -> Composed:
 
 
 # A round over the customers who wait, begun at a random place, and a walk over the spans that have passed, the oldest
-# first: each ends as soon as enough were met who may start a run. Their runs are taken in the order of the share of
-# its places that each customer would then use. Whoever has the same share comes in an order that is new every time.
+# first and each customer's oldest only, unless it is by age: each ends as soon as enough were met who may start a run.
+# Their runs are taken in the order of the share of its places that each customer would then use. Whoever has the same
+# share comes in an order that is new every time.
 _PICK: Final = SQL(
-    "WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), {onwards}, {around}, {late},"
+    "WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), {onwards}, {around},"
+    " late AS (SELECT n.*, '{{}}'::text[] AS met FROM ({first_late}) n UNION ALL"
+    "  SELECT n.*, CASE WHEN w.customer_id = ANY (w.met) THEN w.met ELSE w.met || w.customer_id END"
+    "  FROM late w CROSS JOIN LATERAL ({next_late}) n),"
     " invited AS MATERIALIZED ({from_round} UNION ALL {from_spans}),"
     " runs AS (SELECT i.customer_id, i.runs, i.places, i.free, t.*,"
     "  CASE WHEN %(by_age)s THEN 0 ELSE t.priority END AS first,"
@@ -134,25 +137,24 @@ _PICK: Final = SQL(
     "  FROM shares s WHERE s.nth <= s.free"
     " ) AS picked ORDER BY share, lot, nth LIMIT %(most)s"
 ).format(
-    onwards=_walk(
+    onwards=_round(
         "onwards",
         SQL("{} = {} AND hashtext(q.customer_id) >= %(pivot)s").format(_SPAN, _AT_ONCE),
         SQL("{} = {} AND {}").format(_SPAN, _AT_ONCE, _ONWARDS),
     ),
-    around=_walk(
+    around=_round(
         "around",
         SQL("{} = {} AND hashtext(q.customer_id) < %(pivot)s").format(_SPAN, _AT_ONCE),
         SQL("{} = {} AND {} AND hashtext(q.customer_id) < %(pivot)s").format(_SPAN, _AT_ONCE, _ONWARDS),
     ),
-    late=_walk(
-        "late",
-        SQL("{} > {} AND {} <= {}").format(_SPAN, _AT_ONCE, _SPAN, _NOW),
-        SQL("({}, hashtext(q.customer_id), q.customer_id) > (w.span, w.place, w.customer_id) AND {} <= {}").format(
-            _SPAN, _SPAN, _NOW
-        ),
+    first_late=_next(SQL("{0} > {1} AND {0} <= {2}").format(_SPAN, _AT_ONCE, _NOW)),
+    next_late=_next(
+        SQL("({0}, hashtext(q.customer_id), q.customer_id) > (w.span, w.place, w.customer_id) AND {0} <= {1}").format(
+            _SPAN, _NOW
+        )
     ),
     from_round=_invited("SELECT * FROM onwards UNION ALL SELECT * FROM around"),
-    from_spans=_invited("SELECT * FROM late"),
+    from_spans=_invited("SELECT * FROM late WHERE %(by_age)s OR customer_id <> ALL (met)"),
     ready_at=_READY_AT,
     now=_NOW,
 )
@@ -169,10 +171,11 @@ _LOCK_STATEMENT: Final = _LOCK.as_bytes(None)
 class Picker:
     """Picks for one process: every fourth time by age, each time beginning with other customers.
 
-    `chance` says with whom; give it to have the same order again.
+    `chance` says with whom: a seeded one makes the same picks again.
     """
 
-    def __init__(self, chance: random.Random | None = None) -> None:
+    def __init__(self, chance: random.Random | None = None, *, age_every: int = _AGE_EVERY) -> None:
+        self._age_every = age_every
         self._chance = chance or random.Random()  # noqa: S311 - where a round begins is no secret
         self._picks = itertools.count(1)
 
@@ -182,12 +185,12 @@ class Picker:
             "limit": limit,
             "most": limit + _SPARE,
             "customers": min(max(limit, _FEWEST_CUSTOMERS), _MOST_CUSTOMERS),
-            "by_age": next(self._picks) % _AGE_EVERY == 0,
             "pivot": self._chance.randint(-(2**31), 2**31 - 1),
             "lot": self._chance.randint(-(2**63), 2**63 - 1),
         }
-        for window in (_WINDOW, _WIDE_WINDOW):
-            found = cursor.execute(_PICK_STATEMENT, {**wanted, "window": window}, prepare=True).fetchall()
+        # By age is also how what hides behind busy pipelines is found, when nothing else is left to start.
+        for by_age in (True,) if next(self._picks) % self._age_every == 0 else (False, True):
+            found = cursor.execute(_PICK_STATEMENT, {**wanted, "by_age": by_age}, prepare=True).fetchall()
             if found:
                 return _locked(cursor, [row["run_id"] for row in found], limit)
         return []

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import repeat
 from typing import Any, Final
 
+import msgspec
 import psycopg
 from eventsourcing import persistence
 from eventsourcing.persistence import StoredEvent
@@ -13,6 +14,7 @@ from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastor
 from psycopg import Connection, Cursor
 from psycopg.rows import DictRow, dict_row
 from psycopg.sql import SQL, Identifier
+from psycopg.types.json import set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from adapters.postgres.json_rows import json_of
@@ -45,6 +47,10 @@ def connection_arguments(dsn: str, *, name: str) -> dict[str, Any]:
     return arguments
 
 
+def _configure(connection: Connection[DictRow]) -> None:
+    set_json_loads(msgspec.json.decode, connection)
+
+
 class Datastore(PostgresDatastore):
     """The library's datastore over a pool that is made from a URL."""
 
@@ -63,6 +69,7 @@ class Datastore(PostgresDatastore):
             # Attempts grow twice as far apart each time, until they are given up and the next caller starts anew: a
             # database that was away for long is found again within seconds.
             reconnect_timeout=10,
+            configure=_configure,
             open=False,
         )
 
@@ -107,9 +114,9 @@ def translated() -> Iterator[None]:
 
 
 class EventRecorder(PostgresApplicationRecorder):
-    """The library's recorder with an advisory lock instead of a table lock, and JSON instead of composites.
+    """The library's recorder, with a lock, a way to insert, and a column of our own.
 
-    A column of our own says whose an event is.
+    An advisory lock stands for the table lock, JSON for composites, and the column says whose an event is.
 
     The table lock would also queue behind VACUUM. The database functions that the library can create are refused:
     they skip the lock, and a reader that follows the log would miss events for ever.

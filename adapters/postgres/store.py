@@ -19,7 +19,7 @@ from projections.project import central_rows
 from projections.rows import Change
 
 # A snapshot has no topic; in the order of versions it comes before the events after it. Lists of ids and numbers are
-# sent as one text: the driver makes arrays element by element.
+# sent as one text here: the driver makes arrays element by element.
 _LOAD: Final = (
     b"WITH wanted AS (SELECT * FROM"
     b" unnest(string_to_array(%s, ',')::uuid[], string_to_array(%s, ',')::integer[]) AS w(id, shape))"
@@ -45,10 +45,11 @@ _DUE: Final = (
 )
 # The priorities of scheduled runs: what was asked for by hand, tried again or filled in overlaps with nothing.
 _OVERLAPPED: Final = (
-    "SELECT c.config_id, array_agg(q.run_id) AS run_ids FROM customer_pipeline_configs c"
-    " JOIN pipeline_execution_queue q ON q.config_id = c.config_id AND q.deleted_at IS NULL AND q.priority IN (30, 40)"
+    "SELECT c.config_id, active.run_ids FROM customer_pipeline_configs c CROSS JOIN LATERAL ("
+    "  SELECT array_agg(q.run_id) AS run_ids FROM pipeline_execution_queue q"
+    "  WHERE q.config_id = c.config_id AND q.deleted_at IS NULL AND q.priority IN (30, 40)) AS active"
     " WHERE c.customer_id = ANY(%s) AND c.is_active AND c.deleted_at IS NULL AND c.next_run_time <= %s"
-    " AND c.overlap = 'cancel_running' GROUP BY c.config_id"
+    " AND c.overlap = 'cancel_running' AND active.run_ids IS NOT NULL"
 )
 _CONFIGURATIONS: Final = (
     "SELECT DISTINCT ON (c.customer_id, c.provider, c.domain) c.customer_id, c.provider, c.domain,"
@@ -59,11 +60,19 @@ _CONFIGURATIONS: Final = (
 )
 _TAKE_LEASES: Final = (
     "INSERT INTO run_leases (run_id, customer_id, worker_id, attempt, expires_at)"
-    " SELECT *, clock_timestamp() + make_interval(secs => %s)"
-    " FROM unnest(%s::text[], %s::text[], %s::text[], %s::integer[])"
+    " SELECT l.*, clock_timestamp() + make_interval(secs => %s)"
+    " FROM json_to_recordset(%s) AS l(run_id text, customer_id text, worker_id text, attempt integer)"
     " ON CONFLICT (run_id) DO UPDATE SET worker_id = excluded.worker_id, attempt = excluded.attempt,"
     " expires_at = excluded.expires_at, stop_asked = false, begun = false"
 )
+_HOLD_QUEUE: Final = (
+    "SELECT 1 AS held FROM pipeline_execution_queue WHERE run_id = ANY(string_to_array(%s, ','))"
+    " ORDER BY run_id FOR UPDATE"
+)
+_HOLD_LEASES: Final = (
+    "SELECT 1 AS held FROM run_leases WHERE run_id = ANY(string_to_array(%s, ',')) ORDER BY run_id FOR UPDATE"
+)
+_DROP_LEASES: Final = "DELETE FROM run_leases WHERE run_id = ANY(string_to_array(%s, ','))"
 _KEEP_SNAPSHOTS: Final = (
     b"INSERT INTO snapshots (stream_id, version, shape, state) SELECT i, v, f, convert_to(s, 'UTF8')"
     b" FROM json_to_recordset(%s) AS s(i uuid, v bigint, f integer, s text)"
@@ -89,17 +98,15 @@ class PostgresSession(Session):
     def lock_customers(self, customer_ids: Sequence[str]) -> None:
         if customer_ids:
             self._rows(
-                "SELECT 1 AS held FROM customer_subscriptions WHERE customer_id = ANY(%s)"
+                "SELECT 1 AS held FROM customer_subscriptions WHERE customer_id = ANY(string_to_array(%s, ','))"
                 " ORDER BY customer_id FOR UPDATE",
-                (list(customer_ids),),
+                (",".join(customer_ids),),
             )
 
     def lock_runs(self, run_ids: Sequence[str]) -> None:
-        wanted = (sorted(run_ids),)
-        self._rows(
-            "SELECT 1 AS held FROM pipeline_execution_queue WHERE run_id = ANY(%s) ORDER BY run_id FOR UPDATE", wanted
-        )
-        self._rows("SELECT 1 AS held FROM run_leases WHERE run_id = ANY(%s) ORDER BY run_id FOR UPDATE", wanted)
+        wanted = (",".join(sorted(run_ids)),)
+        self._rows(_HOLD_QUEUE, wanted)
+        self._rows(_HOLD_LEASES, wanted)
 
     def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
         wanted = (",".join(map(str, shapes)), ",".join(map(str, shapes.values())))
@@ -178,21 +185,11 @@ class PostgresSession(Session):
 
     def take_leases(self, leases: Sequence[Lease], seconds: float) -> None:
         if leases:
-            self._cursor.execute(
-                _TAKE_LEASES,
-                (
-                    seconds,
-                    [lease.run_id for lease in leases],
-                    [lease.customer_id for lease in leases],
-                    [lease.worker_id for lease in leases],
-                    [lease.attempt for lease in leases],
-                ),
-                prepare=True,
-            )
+            self._cursor.execute(_TAKE_LEASES, (seconds, json_of(leases)), prepare=True)
 
     def drop_leases(self, run_ids: Sequence[str]) -> None:
         if run_ids:
-            self._cursor.execute("DELETE FROM run_leases WHERE run_id = ANY(%s)", (list(run_ids),), prepare=True)
+            self._cursor.execute(_DROP_LEASES, (",".join(run_ids),), prepare=True)
 
     def ask_to_stop(self, run_ids: Sequence[str]) -> None:
         self._cursor.execute("UPDATE run_leases SET stop_asked = true WHERE run_id = ANY(%s)", (list(run_ids),))
@@ -200,7 +197,8 @@ class PostgresSession(Session):
     def expired_leases(self, limit: int) -> Sequence[Lease]:
         seen = self._rows(
             "SELECT q.run_id FROM run_leases l JOIN pipeline_execution_queue q USING (run_id)"
-            " WHERE l.expires_at < clock_timestamp() ORDER BY l.expires_at LIMIT %s FOR UPDATE OF q SKIP LOCKED",
+            " WHERE l.expires_at < (SELECT clock_timestamp()) ORDER BY l.expires_at LIMIT %s"
+            " FOR UPDATE OF q SKIP LOCKED",
             (limit,),
         )
         found = self._rows(

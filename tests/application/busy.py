@@ -273,10 +273,29 @@ class Busy:
         ):
             add("delta")
             self.remove("delta", what)
-        config_id = self.world.pipeline("delta", is_active=False)
-        day = self.world.at.date() - timedelta(days=1)
-        asked = {"customer_id": "delta", "config_id": config_id, "first": day, "last": day}
-        backfill(Backfill(**self.world.stamp(), **asked), self.world.platform, self.world.catalogue)
+        self.world.suspend("delta")
+        self.world.reactivate("delta")
+        self.contact("delta")
+        self.provision("delta")
+        self.key("delta")
+        self.schedule("delta")
+        orders = self.world.claim(run_id=self.world.request("delta"))
+        self.world.report(orders, report=RunReport(succeeded=False, error="bad SQL"))
         run_id = self.world.request("delta")
         self.world.claim(run_id=run_id)
         self.world.cancel(run_id, "delta")
+        self.world.limits("delta", max_pipelines_per_day=0)
+
+    def schedule(self, customer_id: str) -> None:
+        """A pipeline that is changed, rests with all others, has a slot that ends the run before, and is filled in."""
+        config_id = self.world.pipeline(customer_id, "0 * * * *", overlap="cancel_running", jitter_seconds=90)
+        self.world.change(config_id, customer_id, schedule_cron="*/30 * * * *")
+        self.pause(customer_id)
+        command = schedules.ResumeSchedules(**self.world.stamp(), customer_id=customer_id, reason="moved")
+        schedules.resume_schedules(command, self.world.platform)
+        for _ in range(2):
+            self.world.wait(minutes=30)
+            self.world.trigger()
+        day = self.world.at.date() - timedelta(days=1)
+        asked = {"customer_id": customer_id, "config_id": config_id, "first": day, "last": day}
+        backfill(Backfill(**self.world.stamp(), **asked), self.world.platform, self.world.catalogue)

@@ -8,12 +8,22 @@ import pytest
 
 from adapters.postgres import leases
 from application.platform import Superseded
+from domain.pipeline_run import RunRequeued
 from tests.application.world import Answer, World, race, until
 
 
 def expire(world: World) -> None:
     """Let all leases run out."""
     world.execute("UPDATE run_leases SET expires_at = clock_timestamp() - interval '1 millisecond'")
+
+
+def read(world: World) -> int:
+    """How many leases were read so far, in whatever way, as this world's only connection reports it."""
+    world.execute("SELECT pg_stat_force_next_flush()")
+    return world.scalar(
+        "SELECT (coalesce(idx_tup_fetch, 0) + seq_tup_read)::integer FROM pg_stat_user_tables"
+        " WHERE relname = 'run_leases'"
+    )
 
 
 class TestTakingOver:
@@ -48,6 +58,55 @@ class TestTakingOver:
         assert (run["state"], run["error_message"]) == ("FAILED", "Worker w1 stopped answering during attempt 3.")
         assert acme.row("customer_usage")["pipelines_failed_today"] == 1
         assert acme.usage() == (1, 1, 0)
+
+    def test_costs_no_attempt_when_the_worker_never_began(self, acme):
+        run_id = acme.request()
+        for attempt in range(1, 8):
+            [order] = acme.claim(begin=False)
+            assert (order.attempt, order.last_attempt) == (attempt, False)
+            expire(acme)
+            assert acme.take_over() == [run_id]
+            assert acme.usage() == (1, 1, 0)
+        requeued = [event for event in acme.events() if isinstance(event, RunRequeued)]
+        assert {event.spent for event in requeued} == {False}
+        assert requeued[-1].reason == "Worker w1 never began attempt 7."
+
+    def test_costs_one_when_it_did(self, acme):
+        """The control: of seven such workers the third is the last."""
+        run_id = acme.request()
+        deaths = 0
+        while acme.claim(begin=True):
+            expire(acme)
+            acme.take_over()
+            deaths += 1
+        assert (deaths, acme.run(run_id)["state"]) == (3, "FAILED")
+
+    def test_a_new_claim_has_not_begun_because_the_last_one_had(self, acme):
+        acme.request()
+        acme.claim(begin=True)
+        expire(acme)
+        acme.take_over()
+        acme.claim(begin=False)
+        expire(acme)
+        acme.take_over()
+        assert [event.spent for event in acme.events() if isinstance(event, RunRequeued)] == [True, False]
+
+    def test_finds_what_ran_out_by_an_index_among_many_that_did_not(self, acme, tmp_path):
+        acme.execute(
+            "INSERT INTO run_leases (run_id, customer_id, worker_id, attempt, expires_at)"
+            " SELECT n, 'acme', 'w', 1, clock_timestamp() + interval '1 h' FROM generate_series(1, 5000) n"
+        )
+        acme.request()
+        acme.claim()
+        acme.execute("UPDATE run_leases SET expires_at = clock_timestamp() - interval '1 s' WHERE worker_id = 'w1'")
+        acme.execute("ANALYZE run_leases")
+        with World(acme.dsn, tmp_path / "key", size=1) as alone:
+            before = read(alone)
+            assert len(alone.take_over()) == 1
+            assert 0 < read(alone) - before < 100
+            # The control: a clock that is asked anew for every row keeps the index from being used.
+            alone.scalar("SELECT count(*) FROM run_leases WHERE expires_at < clock_timestamp()")
+            assert read(alone) - before > 5000
 
     def test_a_cancelled_one_ends_there(self, acme):
         run_id = acme.request()

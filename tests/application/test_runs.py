@@ -1,13 +1,12 @@
 """Runs asked for by hand: admitted while there is room, cancelled, tried again; by many callers at once."""
 
 from datetime import timedelta
-from threading import Barrier
 from uuid import uuid4
 
 import pytest
 
-from domain.refusals import Conflict, Forbidden, Invalid, Limit, NotFound, QuotaExceeded
-from tests.application.world import World, race
+from domain.refusals import Conflict, Forbidden, Invalid, NotFound, QuotaExceeded
+from tests.application.world import race
 
 CALLERS = 16
 
@@ -86,58 +85,6 @@ class TestQuota:
         with pytest.raises(Forbidden, match="Account suspended"):
             acme.request()
         assert "RunRefused" not in acme.kinds()
-
-
-def admitted_by_looking_first(world: World, limit: int) -> int:
-    """The control: look at the table, and act upon what was seen. All look before the first one acts."""
-    everybody_has_looked = Barrier(CALLERS)
-
-    def ask(_: int) -> bool:
-        used = world.usage()[0]
-        everybody_has_looked.wait()
-        if used < limit:
-            world.execute("UPDATE customer_usage SET pipelines_run_today = pipelines_run_today + 1")
-        return used < limit
-
-    return sum(race(CALLERS, ask))
-
-
-@pytest.fixture
-def busy(database_url, tmp_path):
-    """A world with a connection for every caller."""
-    with World(database_url, tmp_path / "key", size=CALLERS) as world:
-        world.onboard()
-        yield world
-
-
-@pytest.mark.parametrize(
-    ("limits", "told"),
-    [({"max_pipelines_per_day": 7}, Limit.DAILY), ({"max_pipelines_per_month": 7}, Limit.MONTHLY)],
-)
-def test_sixteen_callers_get_the_places_there_are(busy, limits, told):
-    busy.limits(**limits)
-
-    def ask(_: int) -> list[QuotaExceeded | str]:
-        answers = []
-        for _ in range(3):
-            try:
-                answers.append(busy.request())
-            except QuotaExceeded as refusal:
-                answers.append(refusal)
-        return answers
-
-    answers = [answer for answers in race(CALLERS, ask) for answer in answers]
-    refused = [answer for answer in answers if isinstance(answer, QuotaExceeded)]
-    assert len(answers) - len(refused) == 7
-    assert {refusal.limit for refusal in refused} == {told}
-    assert busy.usage() == (7, 7, 0)
-    assert busy.kinds().count("RunScheduled") == 7
-    assert busy.kinds().count("RunRefused") == 1
-
-
-def test_the_race_is_one_that_looking_first_loses(busy):
-    busy.limits(max_pipelines_per_day=7)
-    assert admitted_by_looking_first(busy, 7) > 7
 
 
 class TestCancelling:

@@ -3,10 +3,12 @@
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from application import pipelines
 from domain.identity import scheduled_run_id
 from domain.refusals import Invalid, NotFound
+from domain.schedule import jitter
 from tests.application.world import World, race
 
 
@@ -235,36 +237,58 @@ class TestLateTriggers:
         assert noon.trigger().queued == 1
 
 
-class TestOverlap:
-    def test_skip_lets_no_second_run_begin(self, noon):
-        noon.pipeline(cron="0 * * * *", overlap="skip")
-        noon.wait(hours=1)
-        noon.trigger()
-        noon.wait(hours=1)
-        noon.trigger()
-        assert noon.states() == {"PENDING": 1, "SKIPPED": 1}
-        noon.report(noon.claim())
-        noon.wait(hours=1)
-        assert noon.trigger().queued == 1
+class TestJitter:
+    """Ahead of the database's clock, so that what must wait is seen to wait."""
 
-    def test_skip_holds_among_slots_that_are_caught_up(self, noon):
-        noon.pipeline(cron="0 * * * *", overlap="skip", catch_up="all")
-        noon.wait(hours=3)
-        noon.trigger()
-        assert [state for _, state in slots(noon)] == ["PENDING", "SKIPPED", "SKIPPED"]
-
-    def test_queue_lets_them_wait(self, noon):
-        noon.pipeline(cron="0 * * * *")
+    def test_holds_the_run_up_and_leaves_its_slot(self, noon):
+        config_id = noon.pipeline(cron="0 * * * *", jitter_seconds=3600)
+        delays = []
         for _ in range(3):
             noon.wait(hours=1)
             noon.trigger()
-        assert noon.states() == {"PENDING": 3}
+            row = noon.rows("pipeline_execution_queue")[-1]
+            assert row["scheduled_time"] == noon.at
+            delays.append(row["not_before"] - noon.at)
+        assert set(delays) == {jitter(config_id, timedelta(hours=1))}
+        assert timedelta(0) < delays[0] < timedelta(hours=1)
+        assert noon.claim() == []
 
-    def test_manual_runs_are_not_held_up(self, noon):
-        noon.pipeline(cron="0 * * * *", overlap="skip")
+    def test_spreads_pipelines(self, noon):
+        for _ in range(20):
+            noon.pipeline(cron="0 * * * *", jitter_seconds=600)
         noon.wait(hours=1)
         noon.trigger()
-        assert noon.run(noon.request(domain="cost", template="cost_billing"))["state"] == "PENDING"
+        starts = {row["not_before"] for row in noon.rows("pipeline_execution_queue")}
+        assert len(starts) == 20
+        assert noon.at <= min(starts) < max(starts) < noon.at + timedelta(minutes=10)
+
+    def test_none_holds_nothing_up(self, noon):
+        noon.pipeline(cron="0 * * * *")
+        noon.wait(hours=1)
+        noon.trigger()
+        assert noon.row("pipeline_execution_queue")["not_before"] is None
+        assert len(noon.claim()) == 1
+
+    def test_what_is_late_is_not_held_up_further(self, noon):
+        noon.pipeline(cron="0 * * * *", jitter_seconds=3600, catch_up="all")
+        noon.wait(hours=3)
+        noon.trigger()
+        assert [row["not_before"] is None for row in noon.rows("pipeline_execution_queue")] == [True, True, False]
+
+    def test_is_changed(self, noon):
+        config_id = noon.pipeline(cron="0 * * * *", jitter_seconds=60)
+        noon.change(config_id, overlap="skip")
+        assert config(noon)["jitter_seconds"] == 60
+        noon.change(config_id, jitter_seconds=0)
+        assert config(noon)["jitter_seconds"] == 0
+        noon.wait(hours=1)
+        noon.trigger()
+        assert noon.row("pipeline_execution_queue")["not_before"] is None
+
+    @pytest.mark.parametrize("wrong", [-1, 3601, "soon", None])
+    def test_is_an_hour_at_most(self, noon, wrong):
+        with pytest.raises(ValidationError):
+            noon.pipeline(jitter_seconds=wrong)
 
 
 class TestEditing:

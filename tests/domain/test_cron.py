@@ -1,17 +1,20 @@
 """Cron texts: what they name, what is refused with which advice, and that no text ever hangs."""
 
 import string
+import time
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
-from zoneinfo import available_timezones
+from itertools import islice, pairwise
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
+from croniter import CroniterBadDateError, croniter
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from domain.refusals import Invalid
 from domain.schedule import latest_slot, next_slots, parse
-from tests.domain.cron_walk import MINUTE, utc
+from tests.domain.cron_texts import BUDGET_S, answer, find_slot, in_time, try_texts
+from tests.domain.cron_walk import EXPRESSIONS, MINUTE, changes, utc
 
 
 @pytest.mark.parametrize(
@@ -137,12 +140,13 @@ INSTANTS = st.datetimes(datetime(1826, 1, 1), datetime(2226, 1, 1), timezones=st
 
 
 @given(text=TEXTS, zone=st.sampled_from(sorted(available_timezones())), after=INSTANTS)
-@settings(max_examples=600, deadline=timedelta(seconds=2))
+@settings(max_examples=600, deadline=None)
 @example(text="46 */3 * * *", zone="Pacific/Chatham", after=utc("2026-09-26 13:00"))
 @example(text="0 0 29 2 *", zone="UTC", after=utc("2096-02-29 00:00"))
 @example(text="30 * * * *", zone="Pacific/Apia", after=utc("2011-12-30 09:30"))
 @example(text="* * * * *", zone="Africa/Monrovia", after=utc("1972-01-07 00:44"))
 def test_any_text_is_refused_or_has_slots_that_move_on(text, zone, after):
+    in_time(answer, text, zone, after)
     try:
         schedule = parse(text, zone)
     except Invalid:
@@ -155,3 +159,64 @@ def test_any_text_is_refused_or_has_slots_that_move_on(text, zone, after):
     assert latest_slot(schedule, after, found[2]) == found[2]
     for earlier, later in pairwise(found):
         assert latest_slot(schedule, after, later - MINUTE / 60) == earlier
+
+
+def test_any_of_thousands_of_texts_is_refused_or_answered_in_time():
+    assert 800 < try_texts(answer, 4_000, seed=1) < 3_200
+
+
+HARD = (*EXPRESSIONS, "59 23 31 12 *", "0 0 29 2 *", "0 0 29 2 1", "@yearly", "59 23 31 1-12/11 7")
+
+
+def test_no_zone_holds_an_answer_up():
+    """Every zone, before, at and after a change of its clocks where it has one."""
+    zones = sorted(available_timezones())
+    for number, name in enumerate(zones):
+        parse("0 0 * * *", name)
+        found = list(islice(changes(ZoneInfo(name), utc("2026-02-10 00:00"), utc("2026-04-10 00:00")), 2))
+        for change in found or [utc("2026-03-01 00:00")]:
+            for ahead in (-90, -1, 0, 61):
+                text = HARD[(number + ahead) % len(HARD)]
+                assert in_time(answer, text, name, change + ahead * MINUTE) is not None
+
+
+def steps_through_history(text: str, zone: str, after: datetime) -> datetime | None:
+    """Finds the next slot by going on from one that was a day ago."""
+    slot = after - timedelta(days=1)
+    while slot <= after:
+        slot = find_slot(parse(text, zone), slot)
+    return slot
+
+
+def waits_for_a_day_that_never_comes(text: str, _: str, after: datetime) -> datetime | None:
+    try:
+        return croniter(text, after, max_years_between_matches=400).get_next(datetime)
+    except CroniterBadDateError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("answering", "text"),
+    [
+        (steps_through_history, "* * * * *"),
+        (waits_for_a_day_that_never_comes, "0 0 31 2,4,6,9,11 *"),
+        (lambda _, __, after: after, "0 0 * * *"),
+    ],
+    ids=["one that steps", "one that searches for ever", "one that stands still"],
+)
+def test_an_answer_that_takes_its_time_is_noticed(answering, text):
+    """The control."""
+    after = utc("2026-05-01 10:00")
+    in_time(answer, text, "Europe/Berlin", after)
+    with pytest.raises(AssertionError):
+        in_time(answering, text, "Europe/Berlin", after)
+
+
+def test_time_that_others_take_is_not_counted():
+    """A sleep stands for a machine that is busy with something else."""
+
+    def interrupted(text: str, zone: str, after: datetime) -> datetime | None:
+        time.sleep(4 * BUDGET_S)
+        return answer(text, zone, after)
+
+    assert in_time(interrupted, "0 2 * * *", "UTC", utc("2026-05-01 10:00")) == utc("2026-05-02 02:00")

@@ -21,6 +21,7 @@ from domain.schedule import (
     run_date,
     slots_between,
 )
+from tests.domain.cron_texts import find_slot
 from tests.domain.cron_walk import EXPRESSIONS, MINUTE, changes, clock, utc, walk
 
 NEW_YORK, BERLIN, DUBLIN, LORD_HOWE = "America/New_York", "Europe/Berlin", "Europe/Dublin", "Australia/Lord_Howe"
@@ -199,6 +200,16 @@ def test_instants_may_come_in_any_zone_and_leave_in_utc():
         next_slot(parse("0 2 * * *", BERLIN), datetime(2026, 5, 1))  # noqa: DTZ001
 
 
+def test_the_second_time_that_a_clock_shows_is_another_instant():
+    """Python takes the two for equal, so an answer that is kept for one must not be given for the other."""
+    half_hourly = parse("*/30 * * * *", NEW_YORK)
+    first = datetime(2026, 11, 1, 1, 10, tzinfo=ZoneInfo(NEW_YORK))
+    second = first.replace(fold=1)
+    assert first == second
+    assert next_slot(half_hourly, first) == utc("2026-11-01 05:30")
+    assert next_slot(half_hourly, second) == utc("2026-11-01 06:30")
+
+
 def test_slots_between_excludes_its_start_includes_its_end_and_keeps_the_oldest():
     hourly = parse("0 * * * *", "UTC")
     after, until = utc("2026-05-01 00:00"), utc("2026-05-01 03:00")
@@ -219,10 +230,10 @@ def test_the_latest_slot_lies_after_and_not_beyond():
 
 def test_the_latest_of_ten_years_of_minutes_costs_one_look():
     schedule = parse("* * * * *", BERLIN)
-    started = time.process_time()
+    started = time.thread_time()
     for _ in range(100):
         assert latest_slot(schedule, utc("2016-01-01 00:00"), utc("2026-01-01 00:00")) == utc("2026-01-01 00:00")
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -261,12 +272,12 @@ def test_threads_share_an_expression_without_mixing_up_their_slots():
     starts = [
         [utc("2026-01-01 12:00") + timedelta(days=day + 300 * number) for day in range(1500)] for number in range(6)
     ]
-    expected = [[next_slot(schedule, start) for start in some] for some in starts]
+    expected = [[find_slot(schedule, start) for start in some] for some in starts]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # threads take turns within a search, not only between searches
     try:
         with ThreadPoolExecutor(max_workers=len(starts)) as threads:
-            found = list(threads.map(lambda some: [next_slot(schedule, start) for start in some], starts))
+            found = list(threads.map(lambda some: [find_slot(schedule, start) for start in some], starts))
     finally:
         sys.setswitchinterval(interval)
     assert found == expected
@@ -275,7 +286,7 @@ def test_threads_share_an_expression_without_mixing_up_their_slots():
 def test_the_next_slot_is_found_in_well_under_a_millisecond():
     schedules = [parse(cron, NEW_YORK) for cron in ("0 2 * * *", "*/15 * * * *", "0 9 * * 1-5", "0 6 1 * *")]
     after = utc("2026-05-01 10:00")
-    started = time.process_time()
+    started = time.thread_time()
     for number in range(1000):
         next_slot(schedules[number % len(schedules)], after + number * MINUTE)
-    assert time.process_time() - started < 0.5
+    assert time.thread_time() - started < 0.5

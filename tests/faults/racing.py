@@ -43,7 +43,7 @@ class Racers:
         Every process waits at the start until all are there, so that none does the work of two.
         """
         place = (self.dsn, self.key_file, at)
-        started = [self._pool.submit(_run, act, *place, number, arguments) for number in range(self.count)]
+        started = [self._pool.submit(_run, act, place, number, arguments) for number in range(self.count)]
         answers = [future.result() for future in started]
         failures = [failure for _, failure in answers if failure]
         self._barrier.reset()
@@ -60,9 +60,10 @@ def _enter(barrier: Barrier) -> None:
     _Start.barrier = barrier
 
 
-def _run(act: Act, dsn: str, key_file: Path, at: datetime, number: int, arguments: tuple[Any, ...]) -> tuple[Any, str]:
+def _run(act: Act, place: tuple[str, Path, datetime], number: int, arguments: tuple[Any, ...]) -> tuple[Any, str]:
     """The answer, or why there is none: as text, since not every exception survives the way to another process."""
     barrier = _Start.barrier
+    dsn, key_file, at = place
     try:
         with World(dsn, key_file, size=2) as world:
             world.at = at

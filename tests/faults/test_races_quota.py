@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -50,23 +51,33 @@ def within(world: World, *, daily: int, monthly: int = 1000) -> Counter:
     return days
 
 
+@dataclass(frozen=True)
+class Case:
+    """So much room; whether the callers' clocks lie on both sides of a midnight; which limits they may be told of."""
+
+    daily: int
+    monthly: int
+    midnight: datetime | None
+    told: set[Limit]
+
+
 @pytest.mark.parametrize(
-    ("daily", "monthly", "midnight", "told"),
+    "case",
     [
-        (7, 1000, None, {Limit.DAILY}),
-        (1000, 7, None, {Limit.MONTHLY}),
-        (7, 1000, MIDNIGHT, {Limit.DAILY}),
-        (1000, 7, MIDNIGHT, {Limit.MONTHLY}),
-        (5, 7, MIDNIGHT, {Limit.DAILY, Limit.MONTHLY}),
-        (1000, 7, NEW_MONTH, {Limit.MONTHLY}),
+        Case(7, 1000, None, {Limit.DAILY}),
+        Case(1000, 7, None, {Limit.MONTHLY}),
+        Case(7, 1000, MIDNIGHT, {Limit.DAILY}),
+        Case(1000, 7, MIDNIGHT, {Limit.MONTHLY}),
+        Case(5, 7, MIDNIGHT, {Limit.DAILY, Limit.MONTHLY}),
+        Case(1000, 7, NEW_MONTH, {Limit.MONTHLY}),
     ],
     ids=["a day", "a month", "two days", "two days of a month", "both limits", "two months"],
 )
-def test_as_many_are_let_in_as_there_are_places(acme, processes, daily, monthly, midnight, told):
-    acme.limits(max_pipelines_per_day=daily, max_pipelines_per_month=monthly)
-    instants = [midnight - TICK, midnight] if midnight else [acme.at]
+def test_as_many_are_let_in_as_there_are_places(acme, processes, case):
+    acme.limits(max_pipelines_per_day=case.daily, max_pipelines_per_month=case.monthly)
+    instants = [case.midnight - TICK, case.midnight] if case.midnight else [acme.at]
     answers = [answer for some in processes.race(racers.ask, acme.at, instants, 3) for answer in some]
-    days = within(acme, daily=daily, monthly=monthly)
+    days = within(acme, daily=case.daily, monthly=case.monthly)
     ids = [answer for answer in answers if not isinstance(answer, Limit)]
     assert len(answers) == PROCESSES * 3
     assert len(set(ids)) == len(ids) == days.total()
@@ -74,12 +85,12 @@ def test_as_many_are_let_in_as_there_are_places(acme, processes, daily, monthly,
     # Whoever's clock was behind may have come too late for the first day; the last one is used up.
     last = instants[-1].date()
     earlier = sum(runs for day, runs in days.items() if (day.year, day.month) == (last.year, last.month) and day < last)
-    assert days[last] == min(daily, monthly - earlier)
+    assert days[last] == min(case.daily, case.monthly - earlier)
     assert acme.usage(day=last) == (days[last], days[last] + earlier, 0)
 
     refusals = [(event.limit, event.day) for event in acme.events() if isinstance(event, RunRefused)]
     assert len(set(refusals)) == len(refusals), "each limit once a day"
-    assert {answer for answer in answers if isinstance(answer, Limit)} | {limit for limit, _ in refusals} <= told
+    assert {answer for answer in answers if isinstance(answer, Limit)} | {limit for limit, _ in refusals} <= case.told
 
 
 def test_counting_first_lets_more_in(acme, processes):

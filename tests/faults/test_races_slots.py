@@ -14,6 +14,7 @@ from application.platform import Platform, Stream, Transaction
 from domain.pipeline_run import RunScheduled
 from tests.application.world import World
 from tests.faults import racers
+from tests.faults.racers import Due
 from tests.faults.racing import Racers
 from tests.http.running import Quick, running
 
@@ -86,7 +87,7 @@ def test_twenty_triggers_make_one_run_of_each_slot(database_url, world, director
         running(database_url, directory, engine=Quick()) as api,
         Racers(TRIGGERS + EDITORS, database_url, directory / "keys" / "wrapping.key") as processes,
     ):
-        given = (TRIGGERS, directory, api.url, hourly.edited, hourly.crons)
+        given = (TRIGGERS, Due(directory, api.url, hourly.edited, hourly.crons))
         queued = sum(processes.race(racers.trigger_or_edit, hourly.begin, *given))
         first = one_run_a_slot(world, hourly)
         assert queued == first >= 75

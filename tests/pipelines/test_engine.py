@@ -188,6 +188,17 @@ def test_a_failed_run_is_told_once_when_no_attempt_follows(bench, server):
     assert "CANARY" not in mail
 
 
+def test_attempts_that_did_not_count_do_not_make_one_the_last(bench, server):
+    """A run that was handed back has a high attempt number, and comes again all the same."""
+    bench.template("it", "steps:\n" + query("one", ", retries: 0") + TELL, good="SELECT 1 AS one")
+    server.refusals.append(503)
+    bench.run("gcp/test/it", "2025-11-17", url=server.url, attempt=7, last_attempt=False)
+    assert bench.mails() == []
+    server.refusals.append(503)
+    bench.run("gcp/test/it", "2025-11-17", url=server.url, attempt=8, last_attempt=True)
+    assert len(bench.mails()) == 1
+
+
 def test_mail_that_cannot_be_sent_does_not_change_the_outcome(bench):
     class Silent:
         def send(self, mail: object) -> str:

@@ -58,12 +58,15 @@ def _usage_agrees(life: Life) -> None:
         customer_id, day = row["customer_id"], row["usage_date"]
         account = book.accounts[customer_id]
         told = row["pipelines_run_today"], row["pipelines_succeeded_today"], row["pipelines_failed_today"]
-        assert told == (book.units(customer_id, day), account.succeeded.get(day, 0), account.failed.get(day, 0)), row
+        counted = book.units(customer_id, day), account.succeeded.get(day, 0), account.failed.get(day, 0)
+        assert told == counted, f"admitted, succeeded and failed of {customer_id} on {day} are {told}, not {counted}"
+        assert day <= account.day, f"{customer_id} was counted on {day}, which was still to come on {account.day}"
         if day == account.day:
-            assert row["pipelines_run_month"] == book.units_of_month(customer_id, day), row
-            assert row["concurrent_pipelines_running"] == len(book.running(customer_id)), row
-        else:
-            assert day < account.day, f"{customer_id} was counted on a day to come: {row}"
+            current = row["pipelines_run_month"], row["concurrent_pipelines_running"]
+            expected = book.units_of_month(customer_id, day), len(book.running(customer_id))
+            assert current == expected, (
+                f"{customer_id} on {day}: this month and right now are {current}, not {expected}"
+            )
 
 
 def states_agree(life: Life) -> None:

@@ -144,31 +144,31 @@ class Book:
     def renew(self, run: Run, now: datetime) -> None:
         run.begun, run.held_until = True, now + LEASE
 
-    def release(self, run: Run, state: str, at: datetime) -> None:
+    def release(self, run: Run, state: str, now: datetime) -> None:
         """The attempt is over, and the run ends or waits again."""
         account = self.accounts[run.customer_id]
         if run.takes_place:
-            account.counted(at)
+            account.counted(now)
             for outcome, counts in (("COMPLETED", account.succeeded), ("FAILED", account.failed)):
                 if state == outcome:
                     counts[account.day] = counts.get(account.day, 0) + 1
         run.state, run.worker, run.held_until = state, None, None
 
-    def requeue(self, run: Run, at: datetime, not_before: datetime, *, spent: bool) -> None:
-        self.release(run, "PENDING", at)
+    def requeue(self, run: Run, now: datetime, not_before: datetime, *, spent: bool) -> None:
+        self.release(run, "PENDING", now)
         run.not_before = not_before
         run.spent += spent
 
-    def expired(self, run: Run, at: datetime, now: datetime) -> None:
+    def expired(self, run: Run, now: datetime) -> None:
         """Nobody renewed the lease in time."""
         if run.stop_asked:
-            self.release(run, "CANCELLED", at)
+            self.release(run, "CANCELLED", now)
         elif not run.begun:
-            self.requeue(run, at, now, spent=False)
+            self.requeue(run, now, now, spent=False)
         elif run.spent + 1 >= ATTEMPTS:
-            self.release(run, "FAILED", at)
+            self.release(run, "FAILED", now)
         else:
-            self.requeue(run, at, now, spent=True)
+            self.requeue(run, now, now, spent=True)
 
     def never_run(self, run: Run, state: str, at: datetime) -> None:
         """A run that waits ends. Its unit goes back if no attempt was ever made."""

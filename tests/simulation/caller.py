@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
@@ -10,6 +10,7 @@ from domain.plans import Plan
 from tests.simulation.book import ENDED
 from tests.simulation.desk import Desk
 from tests.simulation.life import Life
+from tests.simulation.planner import Planner
 from tests.simulation.process import Process
 from tests.simulation.timetable import Pipeline
 
@@ -23,7 +24,7 @@ class Callers:
 
     def __init__(self, life: Life, chance: random.Random) -> None:
         self.life, self.chance = life, chance
-        self.desk = Desk(life)
+        self.desk, self.planner = Desk(life), Planner(life)
         self.processes = [Process(f"api{n}", life.now, chance) for n in range(2)]
 
     def begin(self) -> None:
@@ -37,7 +38,7 @@ class Callers:
         for customer_id in CUSTOMERS:
             self.desk.reactivate(customer_id, self.life.now)
             for pipeline in self.life.timetable.of(customer_id):
-                self.desk.remove(pipeline, self.life.now)
+                self.planner.remove(pipeline, self.life.now)
 
     def asking(self) -> datetime:
         """What the clock of one of the processes that answer callers shows."""
@@ -73,6 +74,9 @@ class Callers:
             ("recounted", partial(self.desk.recount, customer_id, at)),
             ("provisioned", partial(self.desk.provision, customer_id)),
             ("a new pipeline", partial(self.new_pipeline, customer_id, at)),
+            ("schedules paused", partial(self.planner.pause, customer_id, at)),
+            *[("schedules resumed", partial(self.resume, at))] * 2,
+            *[("days filled in", partial(self.fill_in, pipeline, at)) for pipeline in owned[:2]],
             *[("a pipeline changed", partial(self.change, pipeline, at)) for pipeline in owned],
         ]
         name, deed = self.chance.choice(deeds)
@@ -82,6 +86,16 @@ class Callers:
     def reactivate(self, at: datetime) -> None:
         for customer_id in CUSTOMERS:
             self.desk.reactivate(customer_id, at)
+
+    def resume(self, at: datetime) -> None:
+        for customer_id in CUSTOMERS:
+            self.planner.resume(customer_id, at)
+
+    def fill_in(self, pipeline: Pipeline, at: datetime) -> None:
+        """The same days again now and then: what was refused may fit by now."""
+        first = (at - timedelta(days=self.chance.choice((9, 30)))).date()
+        name = f"{pipeline.config_id} {first} {self.chance.choice((1, 1, 2))}"
+        self.planner.fill_in(pipeline, at, first, self.chance.choice((2, 5)), name)
 
     def limits(self, customer_id: str, at: datetime) -> None:
         limits = {
@@ -98,9 +112,10 @@ class Callers:
             cron=self.chance.choice(CRONS),
             timezone=self.chance.choice(ZONES),
             catch_up=self.chance.choice(("latest", "all", "none")),
-            overlap=self.chance.choice(("queue", "queue", "skip")),
+            overlap=self.chance.choice(("queue", "queue", "skip", "cancel_running")),
+            jitter_seconds=self.chance.choice((0, 0, 300)),
         )
-        self.desk.configure(pipeline, at)
+        self.planner.configure(pipeline, at)
 
     def change(self, pipeline: Pipeline, at: datetime) -> None:
         change = self.chance.choice(
@@ -110,11 +125,12 @@ class Callers:
                 {"is_active": False},
                 {"is_active": True},
                 {"catch_up": "all"},
-                {"overlap": "skip"},
+                {"overlap": "cancel_running"},
+                {"jitter_seconds": 60},
                 {},
             )
         )
         if change:
-            self.desk.change(pipeline, at, **change)
+            self.planner.change(pipeline, at, **change)
         elif len(self.life.timetable.of(pipeline.customer_id)) > 1:
-            self.desk.remove(pipeline, at)
+            self.planner.remove(pipeline, at)

@@ -37,6 +37,7 @@ class Crew:
         answer = self._life.attempt(
             lambda: self._life.use.trigger(command, self._life.platform, self._life.world.catalogue)
         )
+        assert answer.refusal is None, f"a scheduler was refused: {answer.refusal}"
         if answer.happened:
             placed = [p for p in self._life.log.read(before, 100_000) if p.at.by.command_id == command.by.command_id]
             absorb(placed, self._life.book, self._life.timetable, self._life.now, disturbed=disturbed)
@@ -89,29 +90,30 @@ class Crew:
         )
         answer = self._life.attempt(lambda: self._life.use.report(command, self._life.platform))
         if answer.happened:
-            refused = [word.run_id for word in words if not self._told(worker, word, at)]
+            refused = [word.run_id for word in words if not self._told(worker, word)]
             assert answer.value == refused, f"{worker} was refused {answer.value} instead of {refused}"
         return answer
 
-    def _told(self, worker: str, word: Word, at: datetime) -> bool:
+    def _told(self, worker: str, word: Word) -> bool:
+        now = self._life.now
         run = self._life.book.runs[word.run_id]
         if not self._life.book.holds(worker, word.run_id, word.attempt):
             return False
         match word.how:
             case "succeeded":
-                self._life.book.release(run, "COMPLETED", at)
+                self._life.book.release(run, "COMPLETED", now)
             case "failed":
-                self._life.book.release(run, "FAILED", at)
+                self._life.book.release(run, "FAILED", now)
             case "retry" if run.spent + 1 >= ATTEMPTS:
-                self._life.book.release(run, "FAILED", at)
+                self._life.book.release(run, "FAILED", now)
             case "cancelled":
-                self._life.book.release(run, "CANCELLED", at)
+                self._life.book.release(run, "CANCELLED", now)
             case "retry" | "handed_back" if run.stop_asked:
-                self._life.book.release(run, "CANCELLED", at)
+                self._life.book.release(run, "CANCELLED", now)
             case "retry":
-                self._life.book.requeue(run, at, self._life.now + word.after, spent=True)
+                self._life.book.requeue(run, now, now + word.after, spent=True)
             case "handed_back":
-                self._life.book.requeue(run, at, self._life.now, spent=False)
+                self._life.book.requeue(run, now, now, spent=False)
         return True
 
     def take_over(self) -> list[str]:
@@ -123,7 +125,7 @@ class Crew:
             return []
         assert sorted(answer.value) == sorted(run.run_id for run in lapsed), f"{answer.value} instead of {lapsed}"
         for run in lapsed:
-            self._life.book.expired(run, self._life.now, self._life.now)
+            self._life.book.expired(run, self._life.now)
         return list(answer.value)
 
 

@@ -55,17 +55,20 @@ class Days:
     def run(self) -> None:
         """Live through the days, then let everything come to its end. Raises AssertionError for what must not be."""
         try:
-            self.callers.begin()
-            for _ in range(self.days * TURNS_A_DAY // TURNS_IN_A_ROW):
-                self._skip_ahead()
-                for _ in range(TURNS_IN_A_ROW):
-                    self._pass(timedelta(seconds=self.chance.choice((0, 0.5, 2, 7, 20, 50, 70, 400))))
-                    self._turn()
-                    audit.rows_agree(self.life)
-                audit.states_agree(self.life)
-            self._finish()
+            self.live()
+            self.finish()
         finally:
             self.life.close()
+
+    def live(self) -> None:
+        self.callers.begin()
+        for _ in range(self.days * TURNS_A_DAY // TURNS_IN_A_ROW):
+            self._skip_ahead()
+            for _ in range(TURNS_IN_A_ROW):
+                self._pass(timedelta(seconds=self.chance.choice((0, 0.5, 2, 7, 20, 50, 70, 400))))
+                self._turn()
+                audit.rows_agree(self.life)
+            audit.states_agree(self.life)
 
     def _pass(self, span: timedelta) -> None:
         self.life.clock.set(self.life.now + span)
@@ -84,7 +87,7 @@ class Days:
         self.life.clock.set(near if near > self.life.now else later)
         self.tell("", "—" * 40)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Faults stop, time moves on, and everything ends: every place is free, and a replay makes the same rows."""
         life = self.life
         self.callers.end()
@@ -113,7 +116,7 @@ class Days:
                 *[self._caller] * 4,
                 *[self._scheduler] * 3,
                 self._takeover,
-                self._operator,
+                *[self._operator] * 2,
             )
         )
         turn()
@@ -139,11 +142,12 @@ class Days:
         if self.life.now < self.scheduler_back:
             return
         if self.chance.random() < 0.06:
-            self.scheduler_back = self.life.now + timedelta(hours=self.chance.choice((1, 5, 30, 80)))
+            self.scheduler_back = self.life.now + timedelta(hours=self.chance.choice((1, 5, 30, 120)))
             self.tell("scheduler", f"is down until {self.scheduler_back}")
             return
         fault = self._fault()
         if self.chance.random() < 0.3:
+            self.life.store.looks = self.chance.randint(1, 2)
             self.life.store.meanwhile = self.chance.choice(
                 (self.callers.calls, self.callers.operates, self.crew.trigger)
             )

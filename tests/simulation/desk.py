@@ -1,16 +1,14 @@
-"""What customers and operators do, on the database and in the book, which must agree."""
+"""What customers and operators do with runs and accounts, on the database and in the book, which must agree."""
 
 from datetime import datetime
-from typing import Any
 
-from application import customers, pipelines, runs, subscriptions
+from application import customers, runs, subscriptions
 from domain.pipeline_run import PipelineRun
 from domain.plans import Plan
 from domain.refusals import Conflict, Forbidden, QuotaExceeded
 from tests.application.busy import Tables
 from tests.simulation.book import ENDED, Account, Run
 from tests.simulation.life import Answer, Life
-from tests.simulation.timetable import Pipeline
 
 
 class Desk:
@@ -146,46 +144,3 @@ class Desk:
         command = subscriptions.RecountUsage(**self._life.stamp("admin", at), customer_id=customer_id, reason="test")
         if self._life.attempt(lambda: subscriptions.recount_usage(command, self._life.platform)).happened:
             self._life.book.accounts[customer_id].counted(at)
-
-    def configure(self, pipeline: Pipeline, at: datetime) -> Answer:
-        command = pipelines.ConfigurePipeline(
-            **self._life.stamp("admin", at),
-            customer_id=pipeline.customer_id,
-            provider="gcp",
-            domain="cost",
-            pipeline_template="cost_billing",
-            schedule_cron=pipeline.cron,
-            timezone=pipeline.timezone,
-            catch_up=pipeline.catch_up,
-            overlap=pipeline.overlap,
-            config_id=pipeline.config_id,
-        )
-        answer = self._life.attempt(
-            lambda: pipelines.configure_pipeline(command, self._life.platform, self._life.world.catalogue)
-        )
-        if answer.happened and answer.refusal is None:
-            pipeline.since = at
-            self._life.timetable.pipelines[pipeline.config_id] = pipeline
-        return answer
-
-    def change(self, pipeline: Pipeline, at: datetime, **changes: Any) -> None:
-        """`changes` are named as the pipeline's own fields."""
-        asked = {"schedule_cron" if name == "cron" else name: value for name, value in changes.items()}
-        command = pipelines.ChangePipeline(
-            **self._life.stamp("admin", at), customer_id=pipeline.customer_id, config_id=pipeline.config_id, **asked
-        )
-        answer = self._life.attempt(
-            lambda: pipelines.change_pipeline(command, self._life.platform, self._life.world.catalogue)
-        )
-        differs = any(getattr(pipeline, name) != value for name, value in changes.items())
-        if answer.happened and answer.refusal is None and differs:
-            for name, value in changes.items():
-                setattr(pipeline, name, value)
-            pipeline.since = at if pipeline.is_active else None
-
-    def remove(self, pipeline: Pipeline, at: datetime) -> None:
-        command = pipelines.RemovePipeline(
-            **self._life.stamp("admin", at), customer_id=pipeline.customer_id, config_id=pipeline.config_id
-        )
-        if self._life.attempt(lambda: pipelines.remove_pipeline(command, self._life.platform)).happened:
-            del self._life.timetable.pipelines[pipeline.config_id]

@@ -13,7 +13,7 @@ from tests.simulation.virtual_clock import VirtualClock
 
 Result = TypeVar("Result")
 
-_LOCKLESS = frozenset({"now", "due_customers"})
+_LOCKLESS = frozenset({"now", "due_customers", "overlapped_runs"})
 """What a transaction may have done so far without holding anything that others would wait for."""
 
 
@@ -42,7 +42,8 @@ class _Session:
 class FaultyStore:
     """The real store. `cut_before` is after how many calls the next transaction loses its connection, None for never.
 
-    `meanwhile` is done once, by somebody else, while the next transaction waits between its first look and its locks.
+    `meanwhile` is done once, by somebody else, while the next transaction stands between its first `looks` and its
+    locks.
     """
 
     def __init__(self, real: PostgresStore, clock: VirtualClock) -> None:
@@ -50,6 +51,7 @@ class FaultyStore:
         self._clock = clock
         self.cut_before: int | None = None
         self.meanwhile: Callable[[], object] | None = None
+        self.looks = 1
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
@@ -70,8 +72,9 @@ class FaultyStore:
 
     def pause(self) -> None:
         """Let somebody else act now, if that was asked for."""
-        act, self.meanwhile = self.meanwhile, None
-        if act is not None:
+        self.looks -= 1
+        if self.looks <= 0 and self.meanwhile is not None:
+            act, self.meanwhile = self.meanwhile, None
             act()
 
 

@@ -11,6 +11,8 @@ from uuid import UUID
 
 from adapters.postgres import leases
 from adapters.postgres.checkpoints import PostgresLog
+from adapters.postgres.claims import Picker
+from adapters.postgres.store import PostgresStore
 from application import execution, runs, scheduling
 from application.ports import Away
 from domain.envelope import Origin
@@ -52,7 +54,8 @@ class Life:
         self.chance = random.Random(seed)  # noqa: S311 - the same every time is what is wanted
         self.use = use or UseCases()
         self.world = World(dsn, key_file, size=2)
-        self.store = FaultyStore(self.world.store, clock)
+        picker = Picker(random.Random(seed))  # noqa: S311
+        self.store = FaultyStore(PostgresStore(self.world.datastore, picker), clock)
         self.platform = FaultyPlatform(self.store, self.world.mapper)
         self.log = PostgresLog(self.world.store.recorder, self.world.mapper)
         self.book = Book()

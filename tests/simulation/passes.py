@@ -1,7 +1,7 @@
 """What one pass of a scheduler did, read from the log and held against the book and the timetable."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 
 from domain.pipeline_run import CancelRequested, RunCancelled, RunScheduled, RunSkipped
@@ -15,7 +15,7 @@ def absorb(
 ) -> None:
     """Write what the pass did into the book. Each run must be one that the customer's settings and quota call for."""
     ours = [p for p in placed if isinstance(p.event, RunScheduled | RunSkipped | RunCancelled | CancelRequested)]
-    _stopped([p for p in ours if not _born(p, ours)], book, timetable, now)
+    moved = _stopped([p for p in ours if not _born(p, ours)], book, timetable, now)
     scheduled: list[tuple[str, datetime, datetime | None]] = []
     refused: dict[str, str] = {}
     for _, events in groupby((p for p in ours if _born(p, ours)), key=lambda p: p.at.stream_id):
@@ -27,22 +27,25 @@ def absorb(
         scheduled.append((order.config_id, order.scheduled_for, order.missed_since))
         run = Run(str(first.at.stream_id), order.customer_id, "scheduled", order.scheduled_for, order.config_id)
         run.not_before = order.not_before
+        _may_wait(pipeline, order, now)
         if rest:
-            [skipped] = rest
-            assert isinstance(skipped.event, RunSkipped)
-            run.state = "SKIPPED"
+            [end] = rest
+            run.state = "SKIPPED" if isinstance(end.event, RunSkipped) else "CANCELLED"
             book.runs[run.run_id] = run
-            if "quota" in skipped.event.reason:
-                refused[order.customer_id] = skipped.event.reason
+            if isinstance(end.event, RunSkipped) and "quota" in end.event.reason:
+                refused[order.customer_id] = end.event.reason
             else:
-                _may_be_skipped(pipeline, order.scheduled_for, now)
+                _may_end(pipeline, order.scheduled_for, run.state, now)
         else:
             assert book.room(order.customer_id, now), f"slot {order.scheduled_for} was let in and there was no room"
             assert pipeline.catch_up != "none" or now - order.scheduled_for <= LATE, f"{pipeline} caught up"
             book.admit(run, now)
             assert run.counted_on == order.counted_on
     for customer_id, reason in refused.items():
-        assert not book.room(customer_id, now), f"a slot of {customer_id} was refused and there was room: {reason}"
+        # Units that others gave back later in the same pass are for the next one.
+        assert customer_id in moved or not book.room(customer_id, now), (
+            f"a slot of {customer_id} was refused and there was room: {reason}"
+        )
     timetable.triggered(now, scheduled, disturbed=disturbed)
 
 
@@ -51,8 +54,8 @@ def _born(placed: Placed, ours: Sequence[Placed]) -> bool:
     return any(isinstance(p.event, RunScheduled) and p.at.stream_id == placed.at.stream_id for p in ours)
 
 
-def _stopped(stopped: Sequence[Placed], book: Book, timetable: Timetable, now: datetime) -> None:
-    """Earlier runs that had to make way."""
+def _stopped(stopped: Sequence[Placed], book: Book, timetable: Timetable, now: datetime) -> set[str]:
+    """Earlier runs that had to make way, and whose they were."""
     for placed in stopped:
         run = book.runs[str(placed.at.stream_id)]
         assert run.config_id is not None
@@ -63,8 +66,21 @@ def _stopped(stopped: Sequence[Placed], book: Book, timetable: Timetable, now: d
             run.stop_asked = True
         else:
             book.never_run(run, "CANCELLED", now)
+    return {placed.at.customer_id for placed in stopped}
 
 
-def _may_be_skipped(pipeline: Pipeline, slot: datetime, now: datetime) -> None:
-    late = pipeline.catch_up == "none" and now - slot > LATE
-    assert late or pipeline.overlap == "skip", f"slot {slot} of {pipeline} was skipped at {now}"
+def _may_wait(pipeline: Pipeline, order: RunScheduled, now: datetime) -> None:
+    if order.not_before is not None:
+        delay = order.not_before - order.scheduled_for
+        assert timedelta(0) < delay < timedelta(seconds=pipeline.jitter_seconds), f"{order} waits too long"
+        assert now - order.scheduled_for <= LATE, f"{order} is late already and must wait"
+
+
+def _may_end(pipeline: Pipeline, slot: datetime, state: str, now: datetime) -> None:
+    """A run that ended as it came into being."""
+    if state == "CANCELLED":
+        assert pipeline.overlap == "cancel_running", f"slot {slot} of {pipeline} had to make way"
+        assert slot < pipeline.due(now)[-1], f"slot {slot} of {pipeline} is the newest and had to make way"
+    else:
+        late = pipeline.catch_up == "none" and now - slot > LATE
+        assert late or pipeline.overlap == "skip", f"slot {slot} of {pipeline} was skipped at {now}"

@@ -14,7 +14,7 @@ class Process:
         self._set()
 
     def _set(self) -> None:
-        self._off = timedelta(seconds=self._chance.choice((0, 0, 1, -1, 90, -90, 600, -600)))
+        self._off = timedelta(seconds=self._chance.choice((0, 0, 1, 90, -90, 600, -600, -600)))
         self._drift = self._chance.choice((0.0, 0.0, 1e-4, -1e-4))
 
     def clock(self, now: datetime) -> datetime:

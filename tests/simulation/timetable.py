@@ -21,6 +21,7 @@ class Pipeline:
     timezone: str
     catch_up: str = "latest"
     overlap: str = "queue"
+    jitter_seconds: int = 0
     is_active: bool = True
     since: datetime | None = None
     fired: set[datetime] = field(default_factory=set)
@@ -45,6 +46,8 @@ class Timetable:
 
     def __init__(self) -> None:
         self.pipelines: dict[str, Pipeline] = {}
+        self.paused: set[str] = set()
+        """The customers who paused all of their schedules."""
 
     def of(self, customer_id: str) -> list[Pipeline]:
         return [p for p in self.pipelines.values() if p.customer_id == customer_id]
@@ -59,7 +62,12 @@ class Timetable:
     def wake(self, customer_id: str, at: datetime) -> None:
         """What was missed while they rested stays missed."""
         for pipeline in self.of(customer_id):
-            pipeline.since = at if pipeline.is_active else None
+            self.begin(pipeline, at)
+
+    def begin(self, pipeline: Pipeline, at: datetime) -> None:
+        """Its slots count from now on, unless it rests."""
+        rests = not pipeline.is_active or pipeline.customer_id in self.paused
+        pipeline.since = None if rests else at
 
     def triggered(
         self, now: datetime, runs: Iterable[tuple[str, datetime, datetime | None]], *, disturbed: bool = False

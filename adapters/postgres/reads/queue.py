@@ -16,6 +16,7 @@ _NOW: Final = (
     "   WHERE is_active AND deleted_at IS NULL AND next_run_time <= now()) AS due,"
     " (SELECT count(*) FROM pipeline_execution_queue WHERE state = 'RUNNING' AND deleted_at IS NULL) AS running"
 )
+# Runs with priority 0 lie in an index of their own, so the waiting ones are asked for in two parts.
 # A run waits since it was queued or, when it had to wait until some instant, since that one. Which run of a customer
 # was queued first follows from the positions of their events in the log, and only that one is looked up.
 _WAITING: Final = (
@@ -26,9 +27,10 @@ _WAITING: Final = (
     " busy AS MATERIALIZED (SELECT DISTINCT config_id FROM started WHERE priority IN (%(scheduled)s, %(catch_up)s)),"
     " each AS (SELECT q.customer_id, q.run_id, q.priority, q.position, q.not_before,"
     "   coalesce(q.not_before <= now(), true) AS ready, b.config_id IS NOT NULL AS held"
-    "  FROM pipeline_execution_queue q LEFT JOIN busy b"
-    "   ON b.config_id = q.config_id AND q.priority IN (%(scheduled)s, %(catch_up)s)"
-    "  WHERE q.state = 'PENDING' AND q.deleted_at IS NULL),"
+    "  FROM (SELECT * FROM pipeline_execution_queue WHERE state = 'PENDING' AND deleted_at IS NULL AND priority > 0"
+    "   UNION ALL"
+    "   SELECT * FROM pipeline_execution_queue WHERE state = 'PENDING' AND deleted_at IS NULL AND priority = 0) AS q"
+    "  LEFT JOIN busy b ON b.config_id = q.config_id AND q.priority IN (%(scheduled)s, %(catch_up)s)),"
     " counted AS (SELECT customer_id, count(*) AS pending, count(*) FILTER (WHERE ready) AS ready,"
     "   count(*) FILTER (WHERE ready AND priority = 0) AS unlimited,"
     "   count(*) FILTER (WHERE ready AND NOT held AND priority < %(backfill)s) AS free,"

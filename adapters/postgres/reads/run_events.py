@@ -1,0 +1,41 @@
+"""The events of runs in the order of the log."""
+
+from typing import Final
+
+from eventsourcing.persistence import Notification
+
+from adapters.postgres.event_log import Datastore
+
+_PAGE: Final = (
+    "SELECT notification_id, originator_id, originator_version, topic,"
+    " CASE WHEN topic LIKE 'run.%%' THEN state END AS state"
+    " FROM stored_events WHERE notification_id > %s ORDER BY notification_id LIMIT %s"
+)
+
+
+def end_of_log(datastore: Datastore) -> int:
+    """The position of the newest event, 0 for an empty log."""
+    with datastore.reading() as cursor:
+        row = cursor.execute("SELECT coalesce(max(notification_id), 0) AS position FROM stored_events").fetchone()
+    return 0 if row is None else int(row["position"])
+
+
+def after(datastore: Datastore, position: int, *, limit: int) -> tuple[list[Notification], int]:
+    """The events of runs among the next `limit` events of the log, and the position that they reach.
+
+    No event comes later at a position that was passed: appends become visible in the order of their positions.
+    """
+    with datastore.reading() as cursor:
+        found = cursor.execute(_PAGE, (position, limit), prepare=True).fetchall()
+    events = [
+        Notification(
+            id=row["notification_id"],
+            originator_id=row["originator_id"],
+            originator_version=row["originator_version"],
+            topic=row["topic"],
+            state=bytes(row["state"]),
+        )
+        for row in found
+        if row["state"] is not None
+    ]
+    return events, found[-1]["notification_id"] if found else position

@@ -1,0 +1,64 @@
+"""Days that seeds decide, in which everything fails that can: nothing may be lost, doubled or exceeded."""
+
+import pytest
+
+from tests.simulation import audit
+from tests.simulation.days import Days
+from tests.simulation.life import UseCases
+from tests.simulation.mutants import MUTANTS
+
+FEW = 2
+"""Virtual days of a seed in every run of the tests."""
+MANY = 8
+
+
+def lived(stage, seed: int, days: int, use: UseCases | None = None) -> Days:
+    """The days of one seed; what is wrong with them comes with the command that shows it again."""
+    found = Days(stage.dsn, stage.key_file, stage.clock, seed=seed, days=days, use=use)
+    try:
+        found.run()
+    except AssertionError as error:
+        last = "\n".join(found.trace[-25:])
+        raise AssertionError(
+            f"{error}\n{last}\nall of it: python -m tests.simulation --seed {seed} --days {days}"
+        ) from error
+    return found
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_nothing_goes_wrong_in_the_days_of(stage, seed):
+    lived(stage, seed, FEW)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("block", range(1000, 4000, 100))
+def test_nothing_goes_wrong_in_a_hundred_seeds_from(stage, block):
+    for seed in range(block, block + 100):
+        lived(stage, seed, MANY)
+
+
+def test_a_seed_tells_the_same_story_again(stage):
+    assert lived(stage, 4711, FEW).trace == lived(stage, 4711, FEW).trace
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_it_is_noticed_when(stage, name):
+    """The controls: a service in which this is so does not get through a few seeds."""
+    for seed in range(12):
+        try:
+            lived(stage, seed, FEW, MUTANTS[name])
+        except AssertionError:
+            return
+    pytest.fail("nobody noticed")
+
+
+def test_a_row_that_no_event_made_is_noticed(stage):
+    """The control of the replay at the end."""
+    days = Days(stage.dsn, stage.key_file, stage.clock, seed=1, days=1)
+    days.live()
+    days.finish()
+    days.life.world.execute("UPDATE scheduled_pipeline_runs SET rows_processed = 7 WHERE state = 'COMPLETED'")
+    with pytest.raises(AssertionError, match="a replay makes another scheduled_pipeline_runs"):
+        audit.replay_agrees(days.life, list(days.life.log.read(0, 100_000)))
+    days.life.close()
