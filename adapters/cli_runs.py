@@ -35,9 +35,9 @@ _WHEN_HELP: Final = "A date or instant (UTC unless it says otherwise), or 90s, 3
 
 
 @app.command(
-    epilog="Examples: [bold]convergence runs --customer acme_corp --state FAILED --since 24h[/bold]; "
-    "Example: [bold]convergence runs --follow[/bold]; "
-    "Example: [bold]convergence runs 4f0c6a52-1d3e-4c56-9a55-0d1ec5f1a9e4[/bold]"
+    epilog="Example: [bold]convergence runs --customer acme_corp --state FAILED --since 24h[/bold]"
+    " · [bold]convergence runs --follow[/bold]"
+    " · [bold]convergence runs 4f0c6a52-1d3e-4c56-9a55-0d1ec5f1a9e4[/bold]"
 )
 def runs(
     run_id: Annotated[str | None, typer.Argument(metavar="RUN_ID", help="Show this run in full.")] = None,
@@ -212,8 +212,7 @@ def _print_run(run: "RunView") -> None:
             console.OUT.print(Text(f"{name:<12}", style="bold").append(console.shown(value), style=""))
     if run.steps:
         steps = [
-            (s.attempt, s.step_name, s.step_type, s.status, span(s.duration_ms / 1000), s.rows_processed)
-            for s in run.steps
+            (s.attempt, s.step_name, s.step_type, s.status, f"{s.duration_ms} ms", s.rows_processed) for s in run.steps
         ]
         console.print_table(("Attempt", "Step", "Type", "Status", "Took", "Rows"), steps, title="Steps")
     if run.dq_results:

@@ -45,7 +45,9 @@ class Presence:
     when the row is there again.
     """
 
-    def __init__(self, service: Service, roles: Sequence[str], *, renew_s: float = RENEW_S) -> None:
+    def __init__(
+        self, service: Service, roles: Sequence[str], *, renew_s: float = RENEW_S, minute_s: float = _MINUTE_S
+    ) -> None:
         settings = service.settings
         self.process = Process(
             instance_id=uuid4(),
@@ -58,6 +60,7 @@ class Presence:
         self._datastore = service.datastore
         self._concurrency = settings.worker_concurrency
         self._renew_s = renew_s
+        self._minute_s = minute_s
         self._worker: Working | None = None
         self._finished: deque[tuple[float, int]] = deque()
         self._unseen = False
@@ -109,7 +112,7 @@ class Presence:
         now, finished = time.monotonic(), worker.finished
         self._finished.append((now, finished))
         # The newest figure that is a minute old stays: the difference to it is what the last minute did.
-        while len(self._finished) > 1 and self._finished[1][0] <= now - _MINUTE_S:
+        while len(self._finished) > 1 and self._finished[1][0] <= now - self._minute_s:
             self._finished.popleft()
         return Work(
             concurrency=self._concurrency,

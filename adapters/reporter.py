@@ -24,13 +24,16 @@ class Reporter:
     """Records outcomes in the order they come, as many at a time as have gathered while the last ones were recorded.
 
     While the database is away it tries again for `patience_s`; after that the leases of the runs are lost anyway, and
-    whoever takes them over starts them again.
+    whoever takes them over starts them again. `then` is called when some have been recorded: once for all of them.
     """
 
-    def __init__(self, service: Service, worker_id: str, *, patience_s: float) -> None:
+    def __init__(
+        self, service: Service, worker_id: str, *, patience_s: float, then: Callable[[], None] = lambda: None
+    ) -> None:
         self._service = service
         self._worker_id = worker_id
         self._patience_s = patience_s
+        self._then = then
         self._queue: queue.SimpleQueue[tuple[Outcome, Recorded] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
@@ -62,6 +65,7 @@ class Reporter:
             self._record([outcome for outcome, _ in gathered])
             for _, recorded in gathered:
                 recorded()
+            self._then()
 
     def _record(self, outcomes: Sequence[Outcome]) -> None:
         retrying = Retrying(

@@ -12,7 +12,6 @@ from adapters.status_views import CustomerWaiting, LeaseView, ProcessView, Statu
 
 _CUSTOMERS: Final = 20
 _LEASES: Final = 1000
-_ROLES: Final = ("api", "scheduler", "worker", "projector")
 _WORKER: Final = "worker"
 
 
@@ -52,7 +51,7 @@ def look(datastore: Datastore, *, wait_s: float = WAIT_S, dead_after_s: float = 
 
 
 def _alive(known: Sequence[Seen]) -> dict[str, int]:
-    return {role: sum(process.alive and role in process.roles for process in known) for role in _ROLES}
+    return {role: sum(process.alive and role in process.roles for process in known) for role in processes.ROLES}
 
 
 def _customer(row: dict[str, Any]) -> CustomerWaiting:

@@ -26,6 +26,7 @@ from application.ports import Away, Cancelled, RunOrder, RunReport
 logger = logging.getLogger(__name__)
 
 _SHORTEST_SLEEP_S: Final = 0.02
+_GATHER_S: Final = 0.005
 _AWAY_SLEEP_S: Final = 2.0
 _LOOKED_S: Final = 0.05
 """What a claim may have looked at earlier than the question that follows it says."""
@@ -57,12 +58,21 @@ DEFAULT_TIMING: Final = Timing()
 class Worker:
     """Holds runs for one worker id: claims, heartbeats, reports."""
 
-    def __init__(self, service: Service, worker_id: str, *, timing: Timing = DEFAULT_TIMING) -> None:
+    def __init__(
+        self,
+        service: Service,
+        worker_id: str,
+        *,
+        timing: Timing = DEFAULT_TIMING,
+        let_go: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`let_go` is called when some of the runs in hand have been recorded, once for all of them."""
         self._service = service
         self._timing = timing
         self._held: dict[tuple[str, int], Attempt] = {}
         self._lock = threading.Lock()
-        self._reporter = Reporter(service, worker_id, patience_s=timing.lost_after_s)
+        self._reporter = Reporter(service, worker_id, patience_s=timing.lost_after_s, then=let_go)
+        self._let_go = let_go
         self.worker_id = worker_id
         self.finished = 0
         """Attempts that came to an outcome and were not handed back, since the start."""
@@ -110,29 +120,30 @@ class Worker:
         """Counted from before a renewal is asked for, so that it ends before the database's count does."""
         return time.monotonic() + self._timing.lost_after_s
 
-    def execute(self, order: RunOrder, recorded: Callable[[], None] = lambda: None) -> None:
-        """Run one claimed attempt to its end and have it reported; `recorded` is called when that is done.
+    def execute(self, order: RunOrder) -> None:
+        """Run one claimed attempt to its end and have it reported soon.
 
         What goes wrong in the run is its outcome, and raises nothing.
         """
         attempt = self._held[order.run_id, order.attempt]
 
-        def let_go(*, finished: bool = False) -> None:
+        def recorded(*, finished: bool) -> None:
             with self._lock:
                 del self._held[attempt.key]
                 self.finished += finished
-            recorded()
 
         try:
             outcome = self._outcome(attempt)
         except BaseException:
             # Held no more, it is not renewed for ever: another worker takes it over.
-            let_go()
+            recorded(finished=False)
+            self._let_go()
             raise
         if outcome is None:
-            let_go()
+            recorded(finished=False)
+            self._let_go()
         else:
-            self._reporter.submit(outcome, partial(let_go, finished=outcome.handed_back is None))
+            self._reporter.submit(outcome, partial(recorded, finished=outcome.handed_back is None))
 
     def _outcome(self, attempt: Attempt) -> Outcome | None:
         order = attempt.order
@@ -231,7 +242,7 @@ def run_worker(
     wake, beat_now, failing = threading.Event(), threading.Event(), Shutdown()
     listener = Listener(service.dsn, {QUEUE: lambda _: wake.set(), STOP: lambda _: beat_now.set()})
     with (
-        Worker(service, settings.worker_id, timing=timing) as worker,
+        Worker(service, settings.worker_id, timing=timing, let_go=wake.set) as worker,
         ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="run") as pool,
     ):
         parts = [
@@ -289,6 +300,10 @@ def _claim_until(
     while not ended():
         # Cleared before looking, so that what comes while we look wakes us again.
         wake.clear()
+        if 0 < settings.worker_concurrency - worker.holding < settings.worker_concurrency // 2:
+            # Short runs end together: many of them are claimed with one transaction a moment later.
+            wake.wait(_GATHER_S)
+            wake.clear()
         looked_at = time.monotonic()
         free = settings.worker_concurrency - worker.holding
         pause = settings.poll_interval_seconds
@@ -300,7 +315,7 @@ def _claim_until(
             logger.warning("the worker waits: %s", away)
             orders, pause = [], min(pause, _AWAY_SLEEP_S)
         for order in orders:
-            pool.submit(worker.execute, order, wake.set)
+            pool.submit(worker.execute, order)
         if not orders:
             _sleep(wake, ended, pause)
 

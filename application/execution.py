@@ -53,49 +53,42 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
     found = tx.session.claimable_runs(look, command.run_id)
     if not found:
         return [], 0
+    owners = sorted({customer_id for _, customer_id in found})
+    tx.lock(owners)
     now = tx.session.now()
-    tx.lock(customer_id for _, customer_id in found)
-    subscriptions = tx.subscriptions(sorted({customer_id for _, customer_id in found}))
-    runs = tx.runs([(UUID(run_id), customer_id) for run_id, customer_id in found])
+    subscriptions, runs = tx.load(owners, [(UUID(run_id), customer_id) for run_id, customer_id in found])
     waiting: dict[str, list[Start]] = defaultdict(list)
-    free: list[str] = []
-    for run_id, customer_id in found:
-        run = runs[UUID(run_id)]
+    allowed: set[str] = set()
+    for (run_id, customer_id), run in zip(found, runs, strict=True):
         state = run.must("No such run.")
         if not state.ready(now):
             continue
         if state.order.trigger_type is Trigger.ONBOARDING:
-            free.append(run_id)
+            allowed.add(run_id)
         elif subscriptions[customer_id].must("No such customer.").status is Status.ACTIVE:
             waiting[customer_id].append(_start(run_id, state))
         else:
             run.append(state.skip(now, "The customer's account is suspended."))
-            give_back(tx, command, run_id, state)
-    startable = {
-        customer_id: subscriptions[customer_id].must("No such customer.").startable(starts)
-        for customer_id, starts in waiting.items()
-    }
-    allowed = {start.run_id for starts in startable.values() for start in starts}.union(free)
-    chosen = [(run_id, customer_id) for run_id, customer_id in found if run_id in allowed][: command.limit]
-    claimed: list[tuple[str, PipelineRun]] = []
-    for run_id, _ in chosen:
-        run = runs[UUID(run_id)]
-        state = run.must("No such run.")
-        run.append(state.claim(command.worker_id, now, timedelta(seconds=command.lease_seconds)))
-        claimed.append((run_id, run.must("No such run.")))
-    taken = {run_id for run_id, _ in chosen}
-    for customer_id, starts in startable.items():
+            give_back(tx, now, run_id, state)
+    for customer_id, starts in waiting.items():
+        startable = subscriptions[customer_id].must("No such customer.").startable(starts)
+        allowed.update(start.run_id for start in startable)
+    chosen = [(r, run) for (r, _), run in zip(found, runs, strict=True) if r in allowed][: command.limit]
+    claimed: dict[str, PipelineRun] = {}
+    for run_id, run in chosen:
+        run.append(run.must("").claim(command.worker_id, now, timedelta(seconds=command.lease_seconds)))
+        claimed[run_id] = run.must("")
+    for customer_id, starts in waiting.items():
         stream = subscriptions[customer_id]
-        taking = [start for start in starts if start.run_id in taken]
-        stream.append(stream.must("No such customer.").take_slots(taking, now))
+        stream.append(stream.must("").take_slots([start for start in starts if start.run_id in claimed], now))
     tx.session.take_leases(
-        [Lease(run_id, run.customer_id, command.worker_id, run.attempt) for run_id, run in claimed],
+        [Lease(run_id, run.customer_id, command.worker_id, run.attempt) for run_id, run in claimed.items()],
         command.lease_seconds,
     )
     configurations = tx.session.configurations(
-        {(run.customer_id, run.order.provider, run.order.domain) for _, run in claimed}
+        {(run.customer_id, run.order.provider, run.order.domain) for run in claimed.values()}
     )
-    return [_order(run_id, run, configurations) for run_id, run in claimed], len(found)
+    return [_order(run_id, run, configurations) for run_id, run in claimed.items()], len(found)
 
 
 def _start(run_id: str, run: PipelineRun) -> Start:
@@ -159,14 +152,13 @@ def report_outcomes(command: ReportOutcomes, platform: Platform) -> list[str]:
 
 def _report(tx: Transaction, command: ReportOutcomes) -> list[str]:
     tx.session.lock_runs([o.run_id for o in command.outcomes])
-    tx.lock(o.customer_id for o in command.outcomes)
-    subscriptions = tx.subscriptions(sorted({o.customer_id for o in command.outcomes}))
-    runs = tx.runs([(UUID(o.run_id), o.customer_id) for o in command.outcomes])
+    owners = sorted({o.customer_id for o in command.outcomes})
+    tx.lock(owners)
+    subscriptions, runs = tx.load(owners, [(UUID(o.run_id), o.customer_id) for o in command.outcomes])
     refused: list[str] = []
     released: dict[str, dict[str, bool | None]] = defaultdict(dict)
     now = tx.session.now()
-    for outcome in command.outcomes:
-        run = runs[UUID(outcome.run_id)]
+    for outcome, run in zip(command.outcomes, runs, strict=True):
         try:
             for step in outcome.steps:
                 run.append(run.must("No such run.").finish_step(command.worker_id, _step(step, outcome.attempt)))
@@ -238,13 +230,12 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
         leases = tx.session.expired_leases(command.limit)
         if not leases:
             return []
+        owners = sorted({lease.customer_id for lease in leases})
+        tx.lock(owners)
         now = tx.session.now()
-        tx.lock(lease.customer_id for lease in leases)
-        subscriptions = tx.subscriptions(sorted({lease.customer_id for lease in leases}))
-        runs = tx.runs([(UUID(lease.run_id), lease.customer_id) for lease in leases])
+        subscriptions, runs = tx.load(owners, [(UUID(lease.run_id), lease.customer_id) for lease in leases])
         released: dict[str, dict[str, bool | None]] = defaultdict(dict)
-        for lease in leases:
-            run = runs[UUID(lease.run_id)]
+        for lease, run in zip(leases, runs, strict=True):
             run.append(run.must("No such run.").expire(now, begun=lease.begun))
             failed = run.must("No such run.").state is RunState.FAILED
             released[lease.customer_id][lease.run_id] = False if failed else None

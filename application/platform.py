@@ -235,19 +235,18 @@ class Transaction:
         return self.runs([(run_id, customer_id)])[run_id]
 
     def runs(self, runs: Sequence[tuple[UUID, str]]) -> dict[UUID, Stream[PipelineRun, RunEvent]]:
-        return self.load([], runs)[1]
+        return {stream.stream_id: stream for stream in self.load([], runs)[1]}
 
     def load(
         self, subscriptions: Sequence[str], runs: Sequence[tuple[UUID, str]]
-    ) -> tuple[dict[str, Stream[Subscription, SubscriptionEvent]], dict[UUID, Stream[PipelineRun, RunEvent]]]:
-        """The subscriptions of these customers, and these runs with whose they are: all at once."""
+    ) -> tuple[dict[str, Stream[Subscription, SubscriptionEvent]], list[Stream[PipelineRun, RunEvent]]]:
+        """The subscriptions of these customers, and these runs, each with whose it is, in their order: all at once."""
         wanted: list[tuple[Kind[Any, Any], UUID, str]] = [
             *((SUBSCRIPTION, subscription_stream(customer_id), customer_id) for customer_id in subscriptions),
             *((RUN, run_id, customer_id) for run_id, customer_id in runs),
         ]
         streams = self._load(wanted)
-        own = streams[len(subscriptions) :]
-        return dict(zip(subscriptions, streams, strict=False)), {stream.stream_id: stream for stream in own}
+        return dict(zip(subscriptions, streams, strict=False)), streams[len(subscriptions) :]
 
     def lock(self, customer_ids: Iterable[str]) -> None:
         """Hold these customers against other deciders, before their streams are loaded."""

@@ -1,7 +1,7 @@
 """Runs asked for by hand: requested, cancelled, tried again."""
 
 from dataclasses import replace
-from datetime import UTC, date
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -102,7 +102,7 @@ def cancel_run(command: CancelRun, platform: Platform) -> None:
         run.append(state.cancel(command.at, command.reason))
         ended = run.must("No such run.")
         if ended.state is RunState.CANCELLED:
-            give_back(tx, command, command.run_id, ended)
+            give_back(tx, command.at, command.run_id, ended)
         else:
             tx.session.ask_to_stop([command.run_id])
 
@@ -116,12 +116,12 @@ def _known(run_id: str) -> UUID:
     return stream_id
 
 
-def give_back(tx: Transaction, command: Command, run_id: str, run: PipelineRun) -> None:
+def give_back(tx: Transaction, now: datetime, run_id: str, run: PipelineRun) -> None:
     """Return the unit of quota of a run that never started; the customer must be locked."""
     if not run.started and run.order.counted_on is not None:
         subscription = tx.subscription(run.customer_id)
         state = subscription.must("No such customer.")
-        subscription.append(state.return_admissions([run_id], run.order.counted_on, command.at))
+        subscription.append(state.return_admissions([run_id], run.order.counted_on, now))
 
 
 class RetryRun(Command):

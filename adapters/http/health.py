@@ -13,7 +13,8 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
 
 from adapters.http.api import Api, Parts
-from adapters.postgres.reads import health, runs
+from adapters.postgres import processes
+from adapters.postgres.reads import health, queue, runs
 from application.mapper import UnreadableEvent
 from application.ports import Away
 
@@ -129,6 +130,10 @@ class ServiceFigures(Collector):
         datastore = self._api.service.datastore
         try:
             states = runs.counts_by_state(datastore)
+            alive = processes.alive_by_role(datastore)
+            slots = queue.now(datastore)
+            waiting = queue.waiting(datastore, customers=1)
+            overdue = sum(over > 0 for _, over in queue.held_by_worker(datastore).values())
             end = self._api.service.log.end()
             checkpoints = health.checkpoints(datastore)
         except Away:
@@ -143,9 +148,19 @@ class ServiceFigures(Collector):
         for state, count in states.items():
             by_state.add_metric([state], count)
         yield by_state
-        depth = states["PENDING"]
-        yield GaugeMetricFamily("convergence_queue_depth", "Runs that wait for a worker.", value=depth)
-        yield GaugeMetricFamily("convergence_log_end", "The position of the newest event.", value=end)
+        oldest = waiting[0]["longest_wait_seconds"] if waiting else None
+        for name, meaning, value in (
+            ("queue_depth", "Runs that wait for a worker.", states["PENDING"]),
+            ("oldest_wait_seconds", "How long the oldest run that is ready waits.", oldest or 0),
+            ("due_pipelines", "Pipelines whose slot has come and that were not triggered.", slots["due"]),
+            ("overdue_workers", "Workers that hold runs whose leases are over.", overdue),
+            ("log_end", "The position of the newest event.", end),
+        ):
+            yield GaugeMetricFamily(f"convergence_{name}", meaning, value=value)
+        by_role = GaugeMetricFamily("convergence_processes", "Processes that live, by role.", labels=["role"])
+        for role, count in alive.items():
+            by_role.add_metric([role], count)
+        yield by_role
         lag = GaugeMetricFamily(
             "convergence_projection_lag_events", "Events that a projection has not handled.", labels=["projection"]
         )
@@ -160,6 +175,6 @@ class ServiceFigures(Collector):
 
 @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
 def metrics(api: Parts) -> Response:
-    """Requests by route and status, runs by state, queue depth, projection lag."""
+    """Requests by route and status, runs by state, queue depth and oldest wait, living processes, projection lag."""
     registry: CollectorRegistry = api.figures.registry
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

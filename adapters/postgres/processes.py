@@ -8,6 +8,7 @@ from uuid import UUID
 
 from adapters.postgres.event_log import Datastore
 
+ROLES: Final = ("api", "scheduler", "worker", "projector")
 DEAD_AFTER_S: Final = 60.0
 """A process that was not seen for this long counts as dead."""
 _FORGOTTEN_AFTER_S: Final = 86_400.0
@@ -109,7 +110,7 @@ def seen(datastore: Datastore, *, dead_after_s: float = DEAD_AFTER_S, limit: int
 
 
 def alive_by_role(datastore: Datastore, *, dead_after_s: float = DEAD_AFTER_S) -> dict[str, int]:
-    """How many processes of each role live."""
+    """How many processes of each of the `ROLES` live."""
     with datastore.reading() as cursor:
         found = cursor.execute(
             "SELECT role, count(*) AS processes FROM processes, unnest(roles) AS role"
@@ -117,4 +118,4 @@ def alive_by_role(datastore: Datastore, *, dead_after_s: float = DEAD_AFTER_S) -
             (dead_after_s,),
             prepare=True,
         ).fetchall()
-    return {row["role"]: row["processes"] for row in found}
+    return dict.fromkeys(ROLES, 0) | {row["role"]: row["processes"] for row in found}

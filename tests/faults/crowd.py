@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from multiprocessing.synchronize import Barrier
 from typing import Final
 
 from adapters.postgres.store import PostgresSession, PostgresStore
@@ -16,7 +17,7 @@ from application.ports import RunOrder, RunReport
 from domain.plans import Plan
 from domain.refusals import Refusal
 from tests.application.world import World
-from tests.faults.racers import SOME_EXPIRE, Wait
+from tests.faults.racers import SOME_EXPIRE
 
 CUSTOMERS: Final = ("alpha", "beta", "gamma")
 
@@ -164,7 +165,7 @@ class Somebody:
         return config_id
 
 
-def join(world: World, number: int, _: Wait, seconds: float) -> Done:
+def join(world: World, number: int, others: Barrier, seconds: float) -> Done:
     """Do this and that until the time is up. Of what may go wrong, only refusals are answers.
 
     The clock that slots and requests go by makes two minutes of each half second, for every process alike.
@@ -173,7 +174,7 @@ def join(world: World, number: int, _: Wait, seconds: float) -> Done:
     world.store, world.platform = store, Platform(store, world.mapper)
     somebody, done = Somebody(world, number), Done()
     begin, started = world.at, time.monotonic()
-    while (now := time.monotonic()) < started + seconds:
+    while not others.broken and (now := time.monotonic()) < started + seconds:
         world.at = begin + timedelta(minutes=2 * int((now - started) * 2))
         deed = somebody.chance.choice(somebody.deeds)
         try:
@@ -186,7 +187,7 @@ def join(world: World, number: int, _: Wait, seconds: float) -> Done:
     return done
 
 
-def cross(world: World, number: int, wait: Wait, run_id: str) -> Done:
+def cross(world: World, number: int, others: Barrier, run_id: str) -> Done:
     """The control: the first two processes take the same two locks, each in another order."""
     store = Counting(world.datastore)
     try:
@@ -195,7 +196,7 @@ def cross(world: World, number: int, wait: Wait, run_id: str) -> Done:
                 session.lock_runs([run_id])
             elif number == 1:
                 session.lock_customers([CUSTOMERS[0]])
-            wait()
+            others.wait()
             if number == 0:
                 session.lock_customers([CUSTOMERS[0]])
             elif number == 1:

@@ -1,9 +1,10 @@
 """What processes do in races: as the service does it, and as it must not be done."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -21,9 +22,6 @@ from domain.pipeline_run import Priority, RunClaimed, RunScheduled, Trigger
 from domain.refusals import Limit, QuotaExceeded
 from tests.application.world import World
 from tests.http.running import ADMIN, NOWHERE
-
-Wait = Callable[[], object]
-"""Returns when all processes of the race have called it."""
 
 
 def order(world: World, customer_id: str = "acme") -> RunScheduled:
@@ -46,7 +44,7 @@ def order(world: World, customer_id: str = "acme") -> RunScheduled:
 # Units of quota
 
 
-def ask(world: World, number: int, _: Wait, instants: Sequence[datetime], times: int) -> list[str | Limit]:
+def ask(world: World, number: int, _: Barrier, instants: Sequence[datetime], times: int) -> list[str | Limit]:
     """Ask for runs, each process by a clock of its own: their ids, or the limit that was in the way."""
     world.at = instants[number % len(instants)]
     answers: list[str | Limit] = []
@@ -58,10 +56,10 @@ def ask(world: World, number: int, _: Wait, instants: Sequence[datetime], times:
     return answers
 
 
-def ask_by_counting(world: World, _: int, wait: Wait, limit: int) -> None:
+def ask_by_counting(world: World, _: int, others: Barrier, limit: int) -> None:
     """The control: count the rows, then insert one."""
     used = world.scalar("SELECT count(*) FROM scheduled_pipeline_runs WHERE run_date = %s", world.at.date())
-    wait()
+    others.wait()
     if used < limit:
         command = Command(**world.stamp())
         world.platform.transact(command, lambda tx: tx.run(uuid4(), "acme").append([order(world)]))
@@ -70,33 +68,33 @@ def ask_by_counting(world: World, _: int, wait: Wait, limit: int) -> None:
 # Concurrent places
 
 
-def claim(world: World, number: int, _: Wait, limit: int) -> list[RunOrder]:
+def claim(world: World, number: int, _: Barrier, limit: int) -> list[RunOrder]:
     return world.claim(f"w{number}", limit=limit)
 
 
-def take_turns(world: World, number: int, wait: Wait, rounds: int) -> tuple[int, int]:
+def take_turns(world: World, number: int, others: Barrier, rounds: int) -> tuple[int, int]:
     """Claim, ask by hand and report, all at once in every round; how many were started, and how many refused."""
     started = refused = 0
     held: list[RunOrder] = []
     for turn in range(rounds):
-        wait()
+        others.wait()
         if held:
             assert world.report(held, f"w{number}") == []
             held = []
         elif (number + turn) % 4 == 0:
-            refused += ask(world, 0, wait, [world.at], 1) == [Limit.CONCURRENT]
+            refused += ask(world, 0, others, [world.at], 1) == [Limit.CONCURRENT]
         else:
             held = world.claim(f"w{number}", limit=4)
             started += len(held)
     return started, refused
 
 
-def claim_by_counting(world: World, number: int, wait: Wait, limit: int) -> None:
+def claim_by_counting(world: World, number: int, others: Barrier, limit: int) -> None:
     """The control: count the rows that run, then start as many as are missing."""
     running = world.scalar("SELECT count(*) FROM scheduled_pipeline_runs WHERE state = 'RUNNING'")
     waiting = [row["run_id"] for row in world.rows("pipeline_execution_queue", state="PENDING")]
     mine = waiting[number * limit : (number + 1) * limit]
-    wait()
+    others.wait()
     command = Command(**world.stamp())
 
     def work(tx: Transaction) -> None:
@@ -120,7 +118,7 @@ class Due:
     crons: Sequence[str]
 
 
-def trigger_or_edit(world: World, number: int, _: Wait, triggers: int, due: Due) -> int:
+def trigger_or_edit(world: World, number: int, _: Barrier, triggers: int, due: Due) -> int:
     """The first ones trigger, and the others edit pipelines meanwhile; how many runs were queued."""
     if number < triggers:
         return _trigger(world, number % 3, due)
@@ -174,14 +172,15 @@ SOME_EXPIRE: Final = (
 )
 
 
-def work_off(world: World, number: int, _: Wait, reapers: int) -> Worked:
+def work_off(world: World, number: int, others: Barrier, reapers: int) -> Worked:
     """Claim and report until nothing is left; the first ones let leases run out and take over instead.
 
     Whatever carries another attempt's token, or another worker's name, must be refused.
     """
     chance = random.Random(number)  # noqa: S311 - no secret
     worked = Worked()
-    while world.scalar("SELECT count(*) FROM pipeline_execution_queue WHERE deleted_at IS NULL"):
+    unfinished = "SELECT count(*) FROM pipeline_execution_queue WHERE deleted_at IS NULL"
+    while not others.broken and world.scalar(unfinished):
         if number < reapers:
             world.execute(SOME_EXPIRE)
             world.take_over()
@@ -218,23 +217,23 @@ def _hold(world: World, worker: str, orders: list[RunOrder], worked: Worked, cha
     assert tell(worker, **chance.choice(_OUTCOMES)) == everything
 
 
-def claim_named(world: World, number: int, _: Wait, run_ids: Sequence[str]) -> list[tuple[str, int]]:
+def claim_named(world: World, number: int, _: Barrier, run_ids: Sequence[str]) -> list[tuple[str, int]]:
     """Claim each of these runs."""
     orders = [order for run_id in run_ids for order in world.claim(f"w{number}", run_id=run_id)]
     return [(order.run_id, order.attempt) for order in orders]
 
 
-def claim_without_a_lock(world: World, number: int, wait: Wait, run_ids: Sequence[str]) -> list[tuple[str, int]]:
+def claim_without_a_lock(world: World, number: int, others: Barrier, run_ids: Sequence[str]) -> list[tuple[str, int]]:
     """The control: see which rows wait, then take them."""
     waiting = [row["run_id"] for row in world.rows("pipeline_execution_queue", state="PENDING")]
     mine = [run_id for run_id in run_ids if run_id in waiting]
-    wait()
+    others.wait()
     take = "UPDATE pipeline_execution_queue SET state = 'RUNNING', claimed_by = %s WHERE run_id = ANY(%s)"
     world.execute(take, f"w{number}", sorted(mine))
     return [(run_id, 1) for run_id in mine]
 
 
-def claim_whatever_its_state(world: World, number: int, _: Wait, run_ids: Sequence[str]) -> list[tuple[str, int]]:
+def claim_whatever_its_state(world: World, number: int, _: Barrier, run_ids: Sequence[str]) -> list[tuple[str, int]]:
     """The control: lock the rows, and believe that whoever holds the lock may have the run."""
     command = Command(**world.stamp())
 

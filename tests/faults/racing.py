@@ -1,6 +1,8 @@
 """Real processes that do something on one database at the same moment."""
 
 import multiprocessing
+import os
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +17,10 @@ PATIENCE_S = 120
 """How long a process waits for the others."""
 
 Act = Callable[..., Any]
-"""Takes the process's own world, its number, a way to wait for all others, and whatever arguments the race has."""
+"""Takes the process's own world, its number, the barrier at which all wait, and whatever arguments the race has.
+
+The barrier is broken as soon as one of them fails: whatever goes on for long must look.
+"""
 
 
 class Racers:
@@ -58,6 +63,15 @@ class _Start:
 
 def _enter(barrier: Barrier) -> None:
     _Start.barrier = barrier
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A test run that is killed leaves nobody behind."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(act: Act, place: tuple[str, Path, datetime], number: int, arguments: tuple[Any, ...]) -> tuple[Any, str]:
@@ -69,7 +83,7 @@ def _run(act: Act, place: tuple[str, Path, datetime], number: int, arguments: tu
             world.at = at
             world.scalar("SELECT 1")
             barrier.wait()
-            return act(world, number, barrier.wait, *arguments), ""
+            return act(world, number, barrier, *arguments), ""
     except Exception:  # noqa: BLE001 - told to the test
         barrier.abort()
         return None, traceback.format_exc()

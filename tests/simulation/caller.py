@@ -34,8 +34,9 @@ class Callers:
                 self.new_pipeline(customer_id, self.life.now)
 
     def end(self) -> None:
-        """Nobody is suspended, and nothing is scheduled any more."""
+        """Nobody is suspended, everybody has places enough, and nothing is scheduled any more."""
         for customer_id in CUSTOMERS:
+            self.desk.override(customer_id, self.life.now, max_concurrent_pipelines=20)
             self.desk.reactivate(customer_id, self.life.now)
             for pipeline in self.life.timetable.of(customer_id):
                 self.planner.remove(pipeline, self.life.now)

@@ -47,7 +47,7 @@ class Crew:
         """What the worker heard that it has. When it hears of nothing, there was nothing to be had."""
         command = execution.ClaimRuns(**self._life.stamp(f"worker:{worker}", at), worker_id=worker, limit=limit)
         answer = self._life.attempt(lambda: self._life.use.claim(command, self._life.platform))
-        self._skipped_while_suspended(at)
+        self._skipped_while_suspended()
         if not answer.happened:
             return []
         orders = answer.value if answer.heard else answer.value[0]
@@ -61,7 +61,7 @@ class Crew:
         assert orders or not left, f"{worker} was given nothing, and these could start: {left}"
         return list(orders)
 
-    def _skipped_while_suspended(self, at: datetime) -> None:
+    def _skipped_while_suspended(self) -> None:
         """Which waiting runs of suspended customers a worker came across is its own business."""
         for customer_id, account in self._life.book.accounts.items():
             waiting = self._life.book.of(customer_id, "PENDING") if account.suspended else []
@@ -69,7 +69,7 @@ class Crew:
                 skipped = {row["run_id"] for row in self._life.world.rows("scheduled_pipeline_runs", state="SKIPPED")}
                 for run in waiting:
                     if run.run_id in skipped:
-                        self._life.book.never_run(run, "SKIPPED", at)
+                        self._life.book.never_run(run, "SKIPPED", self._life.now)
 
     def renew(self, worker: str, attempts: Sequence[tuple[str, int]]) -> list[leases.Held]:
         """A heartbeat: what the worker still holds."""

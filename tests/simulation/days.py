@@ -100,7 +100,8 @@ class Days:
             self.crew.renew("last", [(o.run_id, o.attempt) for o in orders])
             self.crew.report("last", [Word(o.run_id, o.customer_id, o.attempt, "succeeded") for o in orders], life.now)
             audit.rows_agree(life)
-        assert all(run.ended for run in life.book.runs.values()), "not everything came to its end"
+        left = [run for run in life.book.runs.values() if not run.ended]
+        assert not left, f"these never came to their end: {left}"
         audit.states_agree(life)
         placed = list(life.log.read(0, 1_000_000))
         audit.log_is_sound(placed)

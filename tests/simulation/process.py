@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 
 class Process:
-    """Its clock is off by up to ten minutes, drifts, and now and then jumps, also backwards."""
+    """Its clock is off by up to an hour, drifts, and now and then jumps, also backwards."""
 
     def __init__(self, name: str, began: datetime, chance: random.Random) -> None:
         self.name = name
@@ -14,7 +14,7 @@ class Process:
         self._set()
 
     def _set(self) -> None:
-        self._off = timedelta(seconds=self._chance.choice((0, 0, 1, 90, -90, 600, -600, -600)))
+        self._off = timedelta(seconds=self._chance.choice((0, 0, 1, 90, -90, 600, -600, 3600, -3600)))
         self._drift = self._chance.choice((0.0, 0.0, 1e-4, -1e-4))
 
     def clock(self, now: datetime) -> datetime:

@@ -1,9 +1,6 @@
-"""The yardsticks: the Python job queue that a user would pick instead, and bare SQL."""
+"""The floor: bare SQL, which has no quota, no fairness, and events that nobody reads."""
 
-import asyncio
 import multiprocessing
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -11,66 +8,6 @@ from typing import Any
 import psycopg
 
 SCHEMA = "yardstick"
-
-
-def procrastinate_app(dsn: str) -> tuple[Any, Any]:
-    import procrastinate  # noqa: PLC0415 - installed for benchmarks only
-
-    conninfo = psycopg.conninfo.make_conninfo(dsn, options=f"-c search_path={SCHEMA}")
-    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=conninfo))
-
-    @app.task(name="noop")
-    async def noop(number: int) -> None:
-        return None
-
-    return app, noop
-
-
-def procrastinate_drain(dsn: str, jobs: int, processes: int, concurrency: int) -> dict[str, float]:
-    """Enqueue `jobs` in batches of 1,000, then drain them with worker processes; both in jobs per second."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
-        connection.execute(f"CREATE SCHEMA {SCHEMA}")
-    app, _ = procrastinate_app(dsn)
-    with app.open():
-        app.schema_manager.apply_schema()
-    enqueued = asyncio.run(_enqueue(dsn, jobs))
-    workers = [
-        subprocess.Popen([sys.executable, "-m", "tests.benchmarks.yardsticks", dsn, str(concurrency)])
-        for _ in range(processes)
-    ]
-    try:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            waiting = f"SELECT count(*) FROM {SCHEMA}.procrastinate_jobs WHERE status IN ('todo', 'doing')"
-            while connection.execute(waiting).fetchone()[0]:
-                time.sleep(0.2)
-            seconds = connection.execute(
-                "SELECT extract(epoch FROM max(at) FILTER (WHERE type = 'succeeded')"
-                f" - min(at) FILTER (WHERE type = 'started')) FROM {SCHEMA}.procrastinate_events"
-            ).fetchone()[0]
-    finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.wait(30)
-    return {"enqueue_per_s": enqueued, "through_per_s": jobs / float(seconds)}
-
-
-async def _enqueue(dsn: str, jobs: int) -> float:
-    app, noop = procrastinate_app(dsn)
-    async with app.open_async():
-        begun = time.perf_counter()
-        for start in range(0, jobs, 1000):
-            await noop.batch_defer_async(*[{"number": n} for n in range(start, min(jobs, start + 1000))])
-        return jobs / (time.perf_counter() - begun)
-
-
-async def _work(dsn: str, concurrency: int) -> None:
-    app, _ = procrastinate_app(dsn)
-    async with app.open_async():
-        await app.run_worker_async(concurrency=concurrency, wait=True)
-
-
 _CLAIM = f"""WITH c AS (UPDATE {SCHEMA}.jobs SET state = 1, version = version + 1 WHERE id = ANY(ARRAY(
  SELECT id FROM {SCHEMA}.jobs WHERE state = 0 ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED)) RETURNING id, version)
  INSERT INTO {SCHEMA}.events (stream, version, what) SELECT id, version, 'claimed' FROM c RETURNING stream"""
@@ -78,7 +15,7 @@ _DONE = f"""WITH d AS (UPDATE {SCHEMA}.jobs SET state = 2, version = version + 1
  RETURNING id, version) INSERT INTO {SCHEMA}.events (stream, version, what) SELECT id, version, 'done' FROM d"""
 
 
-def bare_sql(dsn: str, jobs: int, processes: int, threads: int, batch: int) -> float:
+def drain(dsn: str, jobs: int, processes: int, threads: int, batch: int) -> float:
     """Claim and complete rows in batches, with an event row each; jobs per second."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
@@ -127,7 +64,3 @@ def _bare_process(dsn: str, threads: int, batch: int, barrier: Any, answers: Any
     for worker in workers:
         worker.join()
     answers.put((sum(counts), begin, time.time()))
-
-
-if __name__ == "__main__":
-    asyncio.run(_work(sys.argv[1], int(sys.argv[2])))
