@@ -13,6 +13,7 @@ from adapters.postgres.event_log import Datastore
 from adapters.postgres.listener import Handler, Listener
 from adapters.postgres.reads import run_events, runs
 from adapters.postgres.store import PostgresStore
+from application.command import as_uuid
 from application.mapper import EventMapper, Recorded
 from application.platform import Platform
 from application.ports import Away, SealedFor
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _PAGE: Final = 1000
 _AWAY_S: Final = 1.0
+_TOLD_AT_THE_END: Final = ("rows_processed", "actual_end_time")
 
 
 class _Closed:
@@ -48,7 +50,10 @@ _MAPPER: Final = EventMapper(_Closed())
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A run came into the state that `row` shows: its columns as of that event, in the words of the timeline."""
+    """A run came into the state that `row` shows, and the words of the timeline for it.
+
+    What the event does not tell of the other columns is as it stands now.
+    """
 
     at: datetime
     position: int
@@ -66,8 +71,11 @@ class Listening(Protocol):
 
 def one(datastore: Datastore, run_id: str) -> RunView | None:
     """A run in full, with steps and timeline; None when there is none of that id."""
-    history = run_history(run_id, Platform(PostgresStore(datastore), _MAPPER))
-    return run_view(history) if history and "run." in history[0].envelope.topic else None
+    stream_id = as_uuid(run_id)
+    # What is no run may be another stream, whose events are not all readable without keys.
+    if stream_id is None or not runs.named(datastore, [str(stream_id)]):
+        return None
+    return run_view(run_history(str(stream_id), Platform(PostgresStore(datastore), _MAPPER)))
 
 
 class Feed:
@@ -129,7 +137,9 @@ def _transitions(datastore: Datastore, recorded: list[Recorded]) -> list[Transit
         row = rows.get(str(r.envelope.stream_id))
         for change in central_rows(r.event, r.envelope):
             if row is not None and change.table is SCHEDULED_PIPELINE_RUNS and "state" in change.values:
-                shown = {**row, **change.values}
+                # Not yet known at that event, unless it tells them.
+                later = {"attempt": getattr(r.event, "attempt", row["attempt"])} | dict.fromkeys(_TOLD_AT_THE_END)
+                shown = {**row, **later, **change.values}
                 text = moment(r.event, r.envelope).text
                 found.append(Transition(r.envelope.at, r.envelope.position, shown, text))
     return found

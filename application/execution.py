@@ -41,7 +41,7 @@ def claim_runs(command: ClaimRuns, platform: Platform) -> list[RunOrder]:
     found = look = command.limit
     for _ in range(_LOOKS):
         orders, found = platform.transact(command, partial(_claim, command=command, look=look))
-        if orders or not found:
+        if orders or not found or command.run_id is not None:
             break
         # What was found is skipped by now, or its customers' places were just taken: others may wait behind it.
         look = max(look, _LOOK_FURTHER)

@@ -148,15 +148,20 @@ class ServiceFigures(Collector):
         for state, count in states.items():
             by_state.add_metric([state], count)
         yield by_state
-        oldest = waiting[0]["longest_wait_seconds"] if waiting else None
+        longest = waiting[0] if waiting else {}
         for name, meaning, value in (
             ("queue_depth", "Runs that wait for a worker.", states["PENDING"]),
-            ("oldest_wait_seconds", "How long the oldest run that is ready waits.", oldest or 0),
+            ("oldest_wait_seconds", "How long the oldest ready run waits.", longest.get("longest_wait_seconds")),
+            (
+                "startable_wait_seconds",
+                "How long the oldest run that could start waits for a worker.",
+                longest.get("longest_startable_seconds"),
+            ),
             ("due_pipelines", "Pipelines whose slot has come and that were not triggered.", slots["due"]),
             ("overdue_workers", "Workers that hold runs whose leases are over.", overdue),
             ("log_end", "The position of the newest event.", end),
         ):
-            yield GaugeMetricFamily(f"convergence_{name}", meaning, value=value)
+            yield GaugeMetricFamily(f"convergence_{name}", meaning, value=value or 0)
         by_role = GaugeMetricFamily("convergence_processes", "Processes that live, by role.", labels=["role"])
         for role, count in alive.items():
             by_role.add_metric([role], count)

@@ -2,11 +2,15 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
 
 from adapters.postgres.claims import Picker
+from adapters.postgres.store import PostgresSession, PostgresStore
+from application.platform import Platform
 from application.ports import RunOrder
 from domain.pipeline_run import Priority, Trigger
 from tests.application.lines import InOneLine, line_up, picking_with
@@ -169,6 +173,18 @@ class Counted(Picker):
         return super().lock_next(cursor, limit)
 
 
+class CountedStore(PostgresStore):
+    """How many transactions there were."""
+
+    transactions = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[PostgresSession]:
+        self.transactions += 1
+        with super().transaction() as session:
+            yield session
+
+
 class TestBackfill:
     def test_holds_half_of_the_places_and_claims_do_not_ask_again_and_again(self, acme):
         counted = Counted()
@@ -222,6 +238,15 @@ class TestWhoCannotStart:
         acme.onboard("other")
         theirs = acme.request("other")
         assert [order.run_id for order in acme.claim()] == [theirs]
+
+    def test_is_asked_for_by_name_once(self, acme):
+        line_up(acme, "acme", 5)
+        assert len(acme.claim()) == 5
+        [waiting] = line_up(acme, "acme", 1)
+        acme.store = CountedStore(acme.datastore)
+        acme.platform = Platform(acme.store, acme.mapper)
+        assert acme.claim(run_id=waiting) == []
+        assert acme.store.transactions == 1
 
     def test_waits_for_its_instant_and_then_is_as_good_as_any(self, acme):
         line_up(acme, "acme", 300, ready_in=HOUR)

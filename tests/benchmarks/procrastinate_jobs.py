@@ -103,13 +103,15 @@ async def _ask(dsn: str, stamps: Path, samples: int) -> None:
 
 async def _wait_for(stamps: Path, jobs: int, seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
-        while (await asyncio.to_thread(stamps.read_text)).count("\n") < jobs:
+        while (await asyncio.to_thread(stamps.read_text)).count("\n") < jobs:  # noqa: ASYNC110 - another process writes it
             await asyncio.sleep(0.05)
 
 
 @contextmanager
 def _workers(dsn: str, processes: int, concurrency: int, stamps: Path | None = None) -> Iterator[None]:
-    command = [sys.executable, "-m", "tests.benchmarks.procrastinate_jobs", dsn, str(concurrency)]
+    # Not as the main module: it warns of applications that are made there.
+    main = "from tests.benchmarks.procrastinate_jobs import main; main()"
+    command = [sys.executable, "-c", main, dsn, str(concurrency)]
     children = [subprocess.Popen([*command, *([] if stamps is None else [str(stamps)])]) for _ in range(processes)]
     try:
         yield
@@ -126,6 +128,7 @@ async def _work(dsn: str, concurrency: int, stamps: int | None) -> None:
         await app.run_worker_async(concurrency=concurrency, wait=True)
 
 
-if __name__ == "__main__":
-    opened = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND) if len(sys.argv) > 3 else None
-    asyncio.run(_work(sys.argv[1], int(sys.argv[2]), opened))
+def main() -> None:
+    """A worker process."""
+    stamps = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND) if len(sys.argv) > 3 else None
+    asyncio.run(_work(sys.argv[1], int(sys.argv[2]), stamps))

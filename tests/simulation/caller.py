@@ -16,6 +16,7 @@ from tests.simulation.timetable import Pipeline
 
 ZONES: Final = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe")
 CRONS: Final = ("0 * * * *", "*/20 * * * *", "30 2 * * *", "30 1 * * *", "15 */6 * * *", "0 3 * * 1,4", "59 23 * * *")
+HOUR: Final = timedelta(hours=1)
 CUSTOMERS: Final = ("alpha", "beta", "gamma")
 
 
@@ -79,6 +80,7 @@ class Callers:
             *[("schedules resumed", partial(self.resume, at))] * 2,
             *[("days filled in", partial(self.fill_in, pipeline, at)) for pipeline in owned[:2]],
             *[("a pipeline changed", partial(self.change, pipeline, at)) for pipeline in owned],
+            *[("a pipeline changed an hour ago", partial(self.touch, pipeline, at - HOUR)) for pipeline in owned * 2],
         ]
         name, deed = self.chance.choice(deeds)
         deed()
@@ -135,3 +137,7 @@ class Callers:
             self.planner.change(pipeline, at, **change)
         elif len(self.life.timetable.of(pipeline.customer_id)) > 1:
             self.planner.remove(pipeline, at)
+
+    def touch(self, pipeline: Pipeline, at: datetime) -> None:
+        """A change that leaves its slots what they are: those since `at` come again, and are there already."""
+        self.planner.change(pipeline, at, jitter_seconds=self.chance.randint(0, 300))

@@ -7,6 +7,7 @@ from typing import Any, Final
 from uuid import UUID, uuid5
 
 from application import execution, runs, scheduling
+from application.command import Command
 from application.platform import Lease, Platform, Transaction
 from application.ports import Catalogue, RunOrder
 from domain.pipeline_run import Priority, RunScheduled, Trigger
@@ -15,11 +16,16 @@ from domain.subscription import SlotReleased
 from tests.simulation.life import UseCases
 
 
+def _calmly(platform: Platform, command: Command, work: Callable[[Transaction], Any]) -> Any:
+    """The mutant's own part is spared the faults, so that nothing but its mistake can be noticed."""
+    return Platform.transact(platform, command, work)
+
+
 def unfenced_report(command: execution.ReportOutcomes, platform: Platform) -> list[str]:
     """Believes of every run that it is held by whoever speaks."""
     refused: list[str] = []
     for outcome in command.outcomes:
-        run = platform.transact(command, lambda tx, o=outcome: tx.run(UUID(o.run_id), o.customer_id).must(""))
+        run = _calmly(platform, command, lambda tx, o=outcome: tx.run(UUID(o.run_id), o.customer_id).must(""))
         told = replace(outcome, attempt=run.attempt)
         believed = command.model_copy(update={"worker_id": run.worker_id or "nobody", "outcomes": (told,)})
         refused += execution.report_outcomes(believed, platform)
@@ -38,7 +44,7 @@ def doubly_releasing_report(command: execution.ReportOutcomes, platform: Platfor
             usage = replace(state.usage, running=max(0, state.usage.running - 1))
             stream.append([SlotReleased(run_ids=(outcome.run_id,), usage=usage, limits=state.limits)])
 
-    platform.transact(command, once_more)
+    _calmly(platform, command, once_more)
     return refused
 
 
@@ -49,7 +55,7 @@ def hasty_take_over(command: execution.TakeOver, platform: Platform) -> list[str
         cursor = tx.session._real._cursor  # type: ignore[attr-defined]
         cursor.execute("UPDATE run_leases SET expires_at = expires_at - interval '45 seconds'")
 
-    platform.transact(command, ahead)
+    _calmly(platform, command, ahead)
     return execution.take_over(command, platform)
 
 
@@ -89,7 +95,7 @@ def generous_request(command: runs.RequestRun, platform: Platform, catalogue: Ca
             priority=Priority.MANUAL,
             counted_on=command.at.date(),
         )
-        platform.transact(command, lambda tx: tx.run(UUID(command.run_id), command.customer_id).append([order]))
+        _calmly(platform, command, lambda tx: tx.run(UUID(command.run_id), command.customer_id).append([order]))
         return UUID(command.run_id)
 
 

@@ -45,7 +45,7 @@ def test_a_seed_tells_the_same_story_again(stage):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_it_is_noticed_when(stage, name):
     """The controls: a service in which this is so does not get through a few seeds."""
-    for seed in range(12):
+    for seed in range(40):
         try:
             lived(stage, seed, FEW, MUTANTS[name])
         except AssertionError:
