@@ -1,7 +1,8 @@
 """The one place that knows everything: from settings to a service whose parts fit together."""
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -59,6 +60,8 @@ class Service:
     mailer: Mailer
     now: Callable[[], datetime]
     """This machine's clock. Nothing is decided by it alone: it may be wrong."""
+    triggering: threading.Lock = field(default_factory=threading.Lock)
+    """Held while this process triggers schedules: a second pass at the same time would only take its connections."""
 
     def close(self) -> None:
         self.datastore.close()

@@ -20,9 +20,10 @@ MAX_SLEEP = timedelta(seconds=30)
 
 def trigger_now(service: Service, by: Origin) -> Triggered:
     """Trigger all slots that are due by the database's clock: what the scheduler does, and POST /scheduler/trigger."""
-    with service.store.transaction() as session:
-        now = session.now()
-    return trigger_schedules(TriggerSchedules(at=now, by=by), service.platform, service.registry)
+    with service.triggering:
+        with service.store.transaction() as session:
+            now = session.now()
+        return trigger_schedules(TriggerSchedules(at=now, by=by), service.platform, service.registry)
 
 
 def run_scheduler(service: Service, stop: threading.Event) -> None:

@@ -72,6 +72,17 @@ class DuePipeline:
 
 
 @dataclass(frozen=True, slots=True)
+class Lane:
+    """One part `of` so many equal ones that all customers are divided into."""
+
+    number: int
+    of: int
+
+
+ONE_LANE: Final = Lane(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """A run that a worker holds for a while, by the database's clock; `begun` once the worker executes it."""
 
@@ -106,8 +117,8 @@ class Session(Protocol):
         being under its queue row's lock only, so that whoever holds the row sees the lease.
         """
 
-    def due_customers(self, now: datetime, limit: int) -> Sequence[str]:
-        """Whose pipelines are due, the longest due first."""
+    def due_customers(self, now: datetime, limit: int, lane: Lane) -> Sequence[str]:
+        """Whose pipelines are due, the longest due first; only customers of this lane."""
 
     def due_pipelines(self, customer_ids: Sequence[str], now: datetime, limit: int) -> Sequence[DuePipeline]:
         """Lock due pipelines of customers that are locked already, the longest due first."""

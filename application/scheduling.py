@@ -1,9 +1,11 @@
 """From due slots to waiting runs: one step, shared by the scheduler process and POST /scheduler/trigger."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -11,7 +13,7 @@ from pydantic import Field
 
 from application.command import Command
 from application.pipelines import known_template
-from application.platform import DuePipeline, Platform, Stream, Superseded, Transaction
+from application.platform import ONE_LANE, DuePipeline, Lane, Platform, Stream, Superseded, Transaction
 from application.ports import Catalogue
 from domain.customer import PipelineChanged
 from domain.identity import scheduled_run_id
@@ -43,20 +45,26 @@ class Triggered:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A slot's run. `superseded`: a newer slot, seen together with it, ends it before it could wait."""
+    """A slot's run, to be ordered once it is known on which day it counts.
+
+    `superseded`: a newer slot, seen together with it, ends it before it could wait.
+    """
 
     run_id: UUID
     due: DuePipeline
-    order: RunScheduled
+    order: Callable[..., RunScheduled]
     skip: str | None
     superseded: bool
 
 
 class TriggerSchedules(Command):
-    """At most `batch` due pipelines are taken in one transaction, `limit` in one call."""
+    """At most `batch` due pipelines are taken in one transaction.
+
+    When more are due than fit into one, `lanes` transactions go on side by side, each with customers of its own.
+    """
 
     batch: int = Field(default=500, ge=1, le=5000)
-    limit: int = Field(default=100_000, ge=1)
+    lanes: int = Field(default=2, ge=1, le=16)
 
 
 def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: Catalogue) -> Triggered:
@@ -64,17 +72,31 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
 
     A slot becomes one run however many callers there are. Quota that is used up makes a SKIPPED run.
     """
-    total = Triggered()
-    while total.triggered < command.limit:
-        done = platform.transact(command, lambda tx: _trigger_batch(tx, command, catalogue))
-        total += done
-        if done.triggered < command.batch:
-            break
-    return total
+
+    def batch(lane: Lane) -> Triggered | None:
+        return platform.transact(command, lambda tx: _trigger_batch(tx, command, catalogue, lane))
+
+    def rest(lane: Lane) -> Triggered:
+        total = Triggered()
+        # Less than a full batch says nothing: others may have taken what was seen, and leave more behind it.
+        while (done := batch(lane)) is not None:
+            total += done
+        return total
+
+    first = batch(ONE_LANE)
+    if first is None:
+        return Triggered()
+    if first.triggered < command.batch:
+        return first + rest(ONE_LANE)
+    with ThreadPoolExecutor(command.lanes, thread_name_prefix="trigger") as pool:
+        return sum(pool.map(rest, [Lane(number, command.lanes) for number in range(command.lanes)]), first)
 
 
-def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalogue) -> Triggered:
-    customer_ids = tx.session.due_customers(command.at, command.batch)
+def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane) -> Triggered | None:
+    """What was done for one batch; None when nothing is due."""
+    customer_ids = tx.session.due_customers(command.at, command.batch, lane)
+    if not customer_ids:
+        return None
     overlapped = _lock_overlapped(tx, customer_ids, command.at)
     tx.lock(customer_ids)
     due = tx.session.due_pipelines(customer_ids, command.at, command.batch)
@@ -90,9 +112,9 @@ def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalo
     for p in fresh:
         run = runs[p.run_id]
         if p.run_id in admitted:
-            run.append([replace(p.order, counted_on=admitted[p.run_id])])
+            run.append([p.order(counted_on=admitted[p.run_id])])
         else:
-            run.append([p.order])
+            run.append([p.order()])
             reason = p.skip or refusals.get(p.run_id)
             state = run.must("")
             run.append(state.cancel(command.at, OVERLAPPED) if reason is None else state.skip(command.at, reason))
@@ -110,9 +132,7 @@ def _lock_overlapped(tx: Transaction, customer_ids: Sequence[str], now: datetime
     return run_ids
 
 
-def _earlier_runs(
-    tx: Transaction, due: Sequence[DuePipeline], now: datetime, locked: set[str]
-) -> dict[str, list[Run]]:
+def _earlier_runs(tx: Transaction, due: Sequence[DuePipeline], now: datetime, locked: set[str]) -> dict[str, list[Run]]:
     """The runs that wait or run for due pipelines whose overlap is cancel_running, by config_id.
 
     Raises `Superseded` when another one came into being before its customer was locked.
@@ -214,7 +234,8 @@ def _plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[_Planne
         _Planned(
             run_id=scheduled_run_id(due.config_id, slot),
             due=due,
-            order=RunScheduled(
+            order=partial(
+                RunScheduled,
                 customer_id=due.customer_id,
                 provider=due.provider,
                 domain=due.domain,
@@ -240,8 +261,9 @@ def _plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[_Planne
 
 def _not_before(due: DuePipeline, slot: datetime, now: datetime) -> datetime | None:
     """When a worker may have the run at the earliest: what is late already is not held up further."""
-    delay = jitter(due.config_id, timedelta(seconds=due.jitter_seconds))
-    return slot + delay if delay and now - slot <= LATE else None
+    if due.jitter_seconds == 0 or now - slot > LATE:
+        return None
+    return slot + jitter(due.config_id, timedelta(seconds=due.jitter_seconds))
 
 
 def _missed_slots(due: DuePipeline, schedule: Schedule, now: datetime) -> list[datetime]:
@@ -249,10 +271,10 @@ def _missed_slots(due: DuePipeline, schedule: Schedule, now: datetime) -> list[d
     if due.catch_up == "all":
         since = max(due.next_run_time, now - CATCH_UP_WINDOW) - timedelta(microseconds=1)
         slots = slots_between(schedule, since, now, _MINUTES_IN_WINDOW)[-CATCH_UP_AT_MOST:]
-    else:
-        newest = latest_slot(schedule, due.next_run_time - timedelta(microseconds=1), now)
-        slots = [] if newest is None else [newest]
-    return slots or [due.next_run_time]
+        if slots:
+            return slots
+    newest = latest_slot(schedule, due.next_run_time - timedelta(microseconds=1), now)
+    return [newest or due.next_run_time]
 
 
 def _reason_to_skip(due: DuePipeline, slot: datetime, now: datetime, *, first: bool) -> str | None:

@@ -25,9 +25,7 @@ STOP: Final = "convergence_stop"
 
 _WAITING = pipeline_run.RunScheduled | pipeline_run.RunRequeued | subscription.SlotReleased | subscription.Resumed
 # Not RunScheduled: it moves the next slot away, and who sleeps until the old one finds that in time.
-_RESCHEDULED = (
-    customer.PipelineConfigured | customer.PipelineChanged | customer.Reactivated | customer.SchedulesResumed
-)
+_RESCHEDULED = customer.PipelineConfigured | customer.PipelineChanged | customer.Reactivated | customer.SchedulesResumed
 _ENDED = pipeline_run.RunCompleted | pipeline_run.RunFailed | pipeline_run.RunCancelled | pipeline_run.RunSkipped
 _IDS_PER_MESSAGE: Final = 200  # of 36 bytes and a comma: PostgreSQL takes 8,000 bytes
 

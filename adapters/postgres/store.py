@@ -14,7 +14,7 @@ from adapters.postgres import channels, claims, rows
 from adapters.postgres.event_log import Datastore, EventRecorder
 from adapters.postgres.json_rows import json_of
 from application.mapper import Recorded
-from application.platform import DuePipeline, Lease, Session, Snapshot
+from application.platform import DuePipeline, Lane, Lease, Session, Snapshot
 from projections.project import central_rows
 from projections.rows import Change
 
@@ -33,7 +33,8 @@ _LOAD: Final = (
 )
 _DUE_CUSTOMERS: Final = (
     "SELECT DISTINCT customer_id FROM (SELECT customer_id FROM customer_pipeline_configs"
-    " WHERE is_active AND deleted_at IS NULL AND next_run_time <= %s ORDER BY next_run_time LIMIT %s) AS due"
+    " WHERE is_active AND deleted_at IS NULL AND next_run_time <= %s AND abs(hashtext(customer_id)::bigint) %% %s = %s"
+    " ORDER BY next_run_time LIMIT %s) AS due"
 )
 _DUE: Final = (
     "SELECT c.config_id, c.customer_id, c.provider, c.domain, c.pipeline_template, c.schedule_cron, c.timezone,"
@@ -137,8 +138,9 @@ class PostgresSession(Session):
                 self._cursor.execute(statement, parameters, prepare=True)
             channels.announce(self._cursor, recorded)
 
-    def due_customers(self, now: datetime, limit: int) -> Sequence[str]:
-        return [row["customer_id"] for row in self._rows(_DUE_CUSTOMERS, (now, limit))]
+    def due_customers(self, now: datetime, limit: int, lane: Lane) -> Sequence[str]:
+        wanted = (now, lane.of, lane.number, limit)
+        return [row["customer_id"] for row in self._rows(_DUE_CUSTOMERS, wanted)]
 
     def due_pipelines(self, customer_ids: Sequence[str], now: datetime, limit: int) -> Sequence[DuePipeline]:
         return [

@@ -36,7 +36,7 @@ def _rows(cursor: Cursor[Any], table: str, key: str, names: dict[str, str]) -> N
 
 def waiting(service: Service, customers: int, each: int) -> None:
     """So many customers with so many waiting runs each."""
-    populate(service, 1, 0, concurrent=10, prefix="model")
+    populate(service, 1, 0, concurrent=100, prefix="model")
     run_id = _ask(service)
     ids = [f"copy_{number}" for number in range(customers)]
     with service.datastore.transaction_cursor() as cursor:

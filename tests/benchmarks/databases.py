@@ -41,4 +41,6 @@ def service_on(server: str) -> Iterator[Service]:
 def rested(service: Service) -> None:
     """Statistics and visibility as autovacuum would have left them, had there been time."""
     with service.datastore.reading() as cursor:
+        cursor.execute("SET statement_timeout = 0")
         cursor.execute("VACUUM ANALYZE")
+        cursor.execute("RESET statement_timeout")

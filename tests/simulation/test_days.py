@@ -1,11 +1,18 @@
 """Days that seeds decide, in which everything fails that can: nothing may be lost, doubled or exceeded."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
+from domain.plans import Plan
 from tests.simulation import audit
+from tests.simulation.crew import Crew
 from tests.simulation.days import Days
-from tests.simulation.life import UseCases
+from tests.simulation.desk import Desk
+from tests.simulation.life import Life, UseCases
 from tests.simulation.mutants import MUTANTS
+from tests.simulation.planner import Planner
+from tests.simulation.timetable import Pipeline
 
 FEW = 2
 """Virtual days of a seed in every run of the tests."""
@@ -62,3 +69,20 @@ def test_a_row_that_no_event_made_is_noticed(stage):
     with pytest.raises(AssertionError, match="a replay makes another scheduled_pipeline_runs"):
         audit.replay_agrees(days.life, list(days.life.log.read(0, 100_000)))
     days.life.close()
+
+
+@pytest.mark.parametrize("catch_up", ["all", "latest", "none"])
+@pytest.mark.parametrize("down", [timedelta(hours=30), timedelta(days=9)])
+def test_every_slot_that_a_long_outage_missed_is_a_run_or_recorded(stage, catch_up, down):
+    """Also those that are older than the window in which each gets a run of its own."""
+    stage.clock.empty()
+    stage.clock.set(datetime(2027, 12, 30, 12, tzinfo=UTC))
+    life = Life(stage.dsn, stage.key_file, stage.clock, seed=1)
+    Desk(life).onboard("alpha", Plan.SCALE)
+    for cron in ("0 3 * * 1,4", "30 2 * * *", "*/20 * * * *"):
+        pipeline = Pipeline(life.new_id(), "alpha", cron, "Europe/Berlin", catch_up)
+        Planner(life).configure(pipeline, life.now)
+    stage.clock.set(life.now + down)
+    Crew(life).trigger()
+    audit.rows_agree(life)
+    life.close()

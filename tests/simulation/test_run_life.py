@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from application.ports import RunOrder
 from domain.plans import Plan
 from tests.simulation import audit
 from tests.simulation.book import ENDED
@@ -25,7 +26,6 @@ BEGINNING = datetime(2026, 10, 31, 20, 30, tzinfo=UTC)
 CUSTOMERS = st.sampled_from(("small", "large"))
 WORKERS = st.sampled_from(("w1", "w2"))
 HOW = st.sampled_from(("succeeded", "failed", "retry", "cancelled", "handed_back", "step"))
-SPANS = st.sampled_from((0.5, 20, 59, 60, 61, 3600, 4 * 3600))
 
 
 class RunLife(RuleBasedStateMachine):
@@ -61,22 +61,10 @@ class RunLife(RuleBasedStateMachine):
         finally:
             self.life.close()
 
-    def _some(self, data: st.DataObject, customer_id: str) -> str:
-        known = [run.run_id for run in self.life.book.of(customer_id, "PENDING", "RUNNING", *ENDED)]
-        return data.draw(st.sampled_from(known[-10:]))
-
-    def _any(self, customer_id: str) -> bool:
-        return any(run.customer_id == customer_id for run in self.life.book.runs.values())
-
-    # faults: of the next deed
-
-    @rule(calls=st.integers(0, 8))
-    def cut(self, calls):
-        self.life.store.cut_before = calls
-
-    @rule()
-    def lose_the_answer(self):
-        self.life.platform.silent = True
+    @rule(calls=st.none() | st.integers(0, 8))
+    def fail(self, calls):
+        """The next transaction is cut off after so many calls, or its answer is lost."""
+        self.life.store.cut_before, self.life.platform.silent = calls, calls is None
 
     # callers
 
@@ -85,20 +73,19 @@ class RunLife(RuleBasedStateMachine):
         for _ in range(count):
             self.desk.request(customer_id, self.life.now - timedelta(minutes=behind))
 
-    @rule(data=st.data(), customer_id=CUSTOMERS)
-    def request_again(self, data, customer_id):
-        if self._any(customer_id):
-            self.desk.request(customer_id, self.life.now, self._some(data, customer_id))
-
-    @rule(data=st.data(), customer_id=CUSTOMERS)
-    def cancel(self, data, customer_id):
-        if self._any(customer_id):
-            self.desk.cancel(customer_id, self._some(data, customer_id), self.life.now)
-
-    @rule(data=st.data(), customer_id=CUSTOMERS)
-    def retry(self, data, customer_id):
-        if self._any(customer_id):
-            self.desk.retry(customer_id, self._some(data, customer_id), self.life.now)
+    @rule(data=st.data(), customer_id=CUSTOMERS, what=st.sampled_from(("request", "cancel", "cancel", "retry")))
+    def ask_again(self, data, customer_id, what):
+        """About a run that there is."""
+        known = [run.run_id for run in self.life.book.of(customer_id, "PENDING", "RUNNING", *ENDED)]
+        if known:
+            run_id, now = data.draw(st.sampled_from(known[-10:])), self.life.now
+            match what:
+                case "request":
+                    self.desk.request(customer_id, now, run_id)
+                case "cancel":
+                    self.desk.cancel(customer_id, run_id, now)
+                case "retry":
+                    self.desk.retry(customer_id, run_id, now)
 
     @rule(data=st.data(), days=st.integers(1, 5), first=st.sampled_from((3, 20)))
     def fill_in(self, data, days, first):
@@ -108,17 +95,20 @@ class RunLife(RuleBasedStateMachine):
 
     # operators
 
-    @rule(customer_id=CUSTOMERS)
-    def suspend(self, customer_id):
-        self.desk.suspend(customer_id, self.life.now)
-
-    @rule(customer_id=CUSTOMERS)
-    def reactivate(self, customer_id):
-        self.desk.reactivate(customer_id, self.life.now)
-
-    @rule(customer_id=CUSTOMERS, plan=st.sampled_from(Plan))
-    def change_plan(self, customer_id, plan):
-        self.desk.change_plan(customer_id, plan, self.life.now)
+    @rule(
+        customer_id=CUSTOMERS,
+        what=st.sampled_from(("suspend", "reactivate", "reactivate", "pause", "resume", "recount"))
+        | st.sampled_from(Plan),
+    )
+    def operate(self, customer_id, what):
+        now = self.life.now
+        match what:
+            case Plan():
+                self.desk.change_plan(customer_id, what, now)
+            case "pause" | "resume":
+                getattr(self.planner, what)(customer_id, now)
+            case _:
+                getattr(self.desk, what)(customer_id, now)
 
     @rule(customer_id=CUSTOMERS, places=st.sampled_from((None, 1, 2)), per_day=st.sampled_from((None, 3)))
     def override(self, customer_id, places, per_day):
@@ -131,18 +121,35 @@ class RunLife(RuleBasedStateMachine):
     def trigger(self):
         self.crew.trigger()
 
-    @rule(worker=WORKERS, limit=st.integers(1, 5), begin=st.sampled_from((True, True, False)))
-    def claim(self, worker, limit, begin):
+    @rule(worker=WORKERS, limit=st.integers(1, 5))
+    def claim(self, worker, limit):
+        """And die before it begins."""
+        self._claimed(worker, limit)
+
+    @rule(worker=WORKERS, limit=st.integers(1, 5))
+    def begin(self, worker, limit):
+        orders = self._claimed(worker, limit)
+        if orders:
+            self.crew.renew(worker, [(order.run_id, order.attempt) for order in orders])
+
+    def _claimed(self, worker: str, limit: int) -> list[RunOrder]:
         orders = self.crew.claim(worker, limit, self.life.now)
         self.claims += [(worker, Word(o.run_id, o.customer_id, o.attempt, "step")) for o in orders]
-        if orders and begin:
-            self.crew.renew(worker, [(order.run_id, order.attempt) for order in orders])
+        return orders
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), how=HOW, after=st.sampled_from((0, 30)))
     def report(self, data, how, after):
-        """Also of what was reported before, or is another's by now."""
-        worker, word = data.draw(st.sampled_from(self.claims[-12:]))
+        self._reported(data, self.claims[-3:], how, after)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), how=HOW, after=st.sampled_from((0, 30)))
+    def report_late(self, data, how, after):
+        """What was reported before, perhaps, or is another's by now."""
+        self._reported(data, self.claims[-12:], how, after)
+
+    def _reported(self, data: st.DataObject, claims: list[tuple[str, Word]], how: str, after: int) -> None:
+        worker, word = data.draw(st.sampled_from(claims))
         told = Word(word.run_id, word.customer_id, word.attempt, how, timedelta(seconds=after))
         self.crew.report(worker, [told], self.life.now)
 
@@ -152,11 +159,12 @@ class RunLife(RuleBasedStateMachine):
         mine = [(word.run_id, word.attempt) for name, word in self.claims if name == worker]
         self.crew.renew(worker, list(dict.fromkeys(mine)))
 
-    @rule()
-    def take_over(self):
+    @rule(seconds=st.sampled_from((0, 59, 61, 61)))
+    def take_over(self, seconds):
+        self.life.clock.set(self.life.now + timedelta(seconds=seconds))
         self.crew.take_over()
 
-    @rule(seconds=SPANS)
+    @rule(seconds=st.sampled_from((0.5, 20, 60, 3600, 4 * 3600)))
     def wait(self, seconds):
         self.life.clock.set(self.life.now + timedelta(seconds=seconds))
 
@@ -168,8 +176,8 @@ class RunLife(RuleBasedStateMachine):
 
 
 A_FEW = settings(
-    max_examples=14,
-    stateful_step_count=30,
+    max_examples=12,
+    stateful_step_count=40,
     deadline=None,
     derandomize=True,
     database=None,
