@@ -32,7 +32,7 @@ def _slots_late(status: Status) -> Iterator[Problem]:
         return
     lives = status.alive["scheduler"]
     yield Problem(
-        problem=f"{_pipelines(status.due)} due since {span(status.due_seconds)}, and not triggered.",
+        problem=f"{_pipelines(status.due)} been due for {span(status.due_seconds)} and not been triggered.",
         remedy="Look at the schedulers' logs: one that lives does not trigger them."
         if lives
         else "Start a scheduler: convergence scheduler.",
@@ -48,7 +48,7 @@ def _runs_left_waiting(status: Status, seconds: float | None, wait_s: float) -> 
         remedy = "Workers have room and do not take it: look at their logs."
     else:
         remedy = "All workers are busy. Start another one (convergence worker), or raise WORKER_CONCURRENCY."
-    yield Problem(problem=f"A run that could start waits for a worker since {span(seconds)}.", remedy=remedy)
+    yield Problem(problem=f"A run that could start has waited {span(seconds)} for a worker.", remedy=remedy)
 
 
 def _runs_left_behind(status: Status, overdue: Mapping[str, float]) -> Iterator[Problem]:
@@ -75,7 +75,7 @@ def _runs_left_behind(status: Status, overdue: Mapping[str, float]) -> Iterator[
 
 
 def _pipelines(count: int) -> str:
-    return "1 pipeline is" if count == 1 else f"{count} pipelines are"
+    return "1 pipeline has" if count == 1 else f"{count} pipelines have"
 
 
 def span(seconds: float) -> str:

@@ -73,30 +73,26 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
     A slot becomes one run however many callers there are. Quota that is used up makes a SKIPPED run.
     """
 
-    def batch(lane: Lane) -> Triggered | None:
+    def batch(lane: Lane) -> Triggered:
         return platform.transact(command, lambda tx: _trigger_batch(tx, command, catalogue, lane))
 
     def rest(lane: Lane) -> Triggered:
         total = Triggered()
-        # Less than a full batch says nothing: others may have taken what was seen, and leave more behind it.
-        while (done := batch(lane)) is not None:
+        # Less than a full batch says nothing: others may have taken a part of what was seen. When they took all of it,
+        # they go on themselves.
+        while (done := batch(lane)).triggered:
             total += done
         return total
 
     first = batch(ONE_LANE)
-    if first is None:
-        return Triggered()
     if first.triggered < command.batch:
-        return first + rest(ONE_LANE)
+        return first + rest(ONE_LANE) if first.triggered else first
     with ThreadPoolExecutor(command.lanes, thread_name_prefix="trigger") as pool:
         return sum(pool.map(rest, [Lane(number, command.lanes) for number in range(command.lanes)]), first)
 
 
-def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane) -> Triggered | None:
-    """What was done for one batch; None when nothing is due."""
+def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane) -> Triggered:
     customer_ids = tx.session.due_customers(command.at, command.batch, lane)
-    if not customer_ids:
-        return None
     overlapped = _lock_overlapped(tx, customer_ids, command.at)
     tx.lock(customer_ids)
     due = tx.session.due_pipelines(customer_ids, command.at, command.batch)

@@ -25,6 +25,7 @@ LOG_LOCK: Final = 0x0C0F_FEE1
 """The advisory lock that every append takes: events become visible in the order of their positions."""
 
 _AWAY: Final = "The database does not answer."
+_BUSY: Final = "Too many others are changing the same thing. Try again."
 _SECONDS: Final = 1000
 _OPTIONS: Final = (
     f"-c statement_timeout={30 * _SECONDS} -c lock_timeout={10 * _SECONDS}"
@@ -109,6 +110,8 @@ def translated() -> Iterator[None]:
         yield
     except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as e:
         raise Superseded(type(e).__name__) from e
+    except psycopg.errors.LockNotAvailable as e:
+        raise Away(_BUSY) from e
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as e:
         raise Away(_AWAY) from e
 

@@ -254,7 +254,7 @@ def test_slots_that_nobody_triggers(acme):
     assert (status.due, status.problems) == (1, [])
     acme.execute(past, 200, config)
     [sentence] = sentences(acme)
-    assert sentence.startswith("1 pipeline is due since 3 min 20 s")
+    assert sentence.startswith("1 pipeline has been due for 3 min 20 s")
     assert "convergence scheduler" in sentence
     born(acme, "s", "scheduler")
     assert "schedulers' logs" in sentences(acme)[0]

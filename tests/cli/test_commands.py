@@ -12,7 +12,19 @@ import pytest
 from adapters.embedded.child import free_port
 
 CONVERGENCE = str(Path(sys.executable).with_name("convergence"))
-COMMANDS = ("serve", "api", "scheduler", "worker", "projector", "migrate", "query", "doctor", "demo")
+COMMANDS = (
+    "serve",
+    "api",
+    "scheduler",
+    "worker",
+    "projector",
+    "status",
+    "runs",
+    "migrate",
+    "query",
+    "doctor",
+    "demo",
+)
 
 
 def convergence(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
