@@ -47,6 +47,7 @@ class Service:
     settings: Settings
     dsn: str
     datastore: Datastore
+    data_keys: PostgresDataKeys
     store: PostgresStore
     mapper: EventMapper
     platform: Platform
@@ -65,6 +66,7 @@ class Service:
 
     def close(self) -> None:
         self.datastore.close()
+        self.data_keys.close()
         self.warehouse.close()
 
 
@@ -95,7 +97,8 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
     """
     datastore = Datastore(dsn, size=settings.database_pool_size)
     store = PostgresStore(datastore)
-    vault = EnvelopeVault(parts.get("keys") or key_wrapper(settings), PostgresDataKeys(datastore))
+    data_keys = PostgresDataKeys(dsn)
+    vault = EnvelopeVault(parts.get("keys") or key_wrapper(settings), data_keys)
     mapper = EventMapper(vault)
     client = connect(settings.project, emulator_url=settings.emulator_url, location=settings.gcp_location)
     registry = Registry.load()
@@ -105,6 +108,7 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
         settings=settings,
         dsn=dsn,
         datastore=datastore,
+        data_keys=data_keys,
         store=store,
         mapper=mapper,
         platform=Platform(store, mapper),

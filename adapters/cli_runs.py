@@ -153,13 +153,13 @@ def _follow(datastore: "Datastore", dsn: str, wanted: "Wanted", limit: int, *, a
     from adapters.postgres.reads.runs import newest
     from adapters.run_feed import Feed
 
-    end = end_of_log(datastore)
-    listed = newest(datastore, wanted, limit=limit)
-    # What was listed already shows some of what the log says after its end was looked at.
-    shown = {row["run_id"]: row["position"] for row in listed}
-    for row in reversed(listed):
-        _print_change(row["updated_at"], row, row["error_message"] or "", as_json=as_json)
     try:
+        end = end_of_log(datastore)
+        listed = newest(datastore, wanted, limit=limit)
+        # What was listed already shows some of what the log says after its end was looked at.
+        shown = {row["run_id"]: row["position"] for row in listed}
+        for row in reversed(listed):
+            _print_change(row["updated_at"], row, row["error_message"] or "", as_json=as_json)
         for change in Feed(datastore, dsn, end):
             if wanted.holds(change.row) and change.position > shown.get(change.row["run_id"], 0):
                 _print_change(change.at, change.row, change.text, as_json=as_json)

@@ -16,7 +16,7 @@ from adapters.cli_options import Json, place
 
 if TYPE_CHECKING:
     from adapters.postgres.event_log import Datastore
-    from adapters.status_views import ProcessView, Status, WorkerView
+    from adapters.status_views import ProcessView, StatusView, WorkerView
 
 # What a command needs is imported inside it: `--help` answers at once, and a query does not load a web server.
 # ruff: noqa: PLC0415
@@ -65,9 +65,9 @@ def status(
         raise typer.Exit(console.FAILED)
 
 
-def _watch(datastore: "Datastore", max_wait: float, *, as_json: bool) -> "Status | None":
+def _watch(datastore: "Datastore", max_wait: float, *, as_json: bool) -> "StatusView | None":
     """The last look, None when the database did not answer at that time."""
-    last: Status | None = None
+    last: StatusView | None = None
     try:
         if as_json or not console.OUT.is_terminal:
             for last in _looks(datastore, max_wait):
@@ -88,7 +88,7 @@ def _watch(datastore: "Datastore", max_wait: float, *, as_json: bool) -> "Status
 _AWAY: Final = {"problem": "The database does not answer.", "remedy": "Nothing runs without it: look at PostgreSQL."}
 
 
-def _looks(datastore: "Datastore", max_wait: float) -> Iterator["Status | None"]:
+def _looks(datastore: "Datastore", max_wait: float) -> Iterator["StatusView | None"]:
     from adapters.status import look
     from application.ports import Away
 
@@ -100,7 +100,7 @@ def _looks(datastore: "Datastore", max_wait: float) -> Iterator["Status | None"]
         time.sleep(_EVERY_S)
 
 
-def _shown(status: "Status | None") -> RenderableType:
+def _shown(status: "StatusView | None") -> RenderableType:
     if status is None:
         return Text(f"{_AWAY['problem']}\n→ {_AWAY['remedy']}", style="bold red")
     parts: list[RenderableType] = [_summary(status), ""]
@@ -119,7 +119,7 @@ def _shown(status: "Status | None") -> RenderableType:
     return Group(*parts)
 
 
-def _summary(status: "Status") -> Table:
+def _summary(status: "StatusView") -> Table:
     from adapters.problems import span
 
     lines = Table.grid(padding=(0, 2))
@@ -150,7 +150,7 @@ def _summary(status: "Status") -> Table:
     return lines
 
 
-def _processes(status: "Status") -> Table:
+def _processes(status: "StatusView") -> Table:
     table = Table(
         "Process", "Host", "PID", "Version", "Up", "Seen", "Runs", "Finished", "Last minute", header_style="bold"
     )
@@ -167,7 +167,7 @@ def _processes(status: "Status") -> Table:
     return table
 
 
-def _process(process: "ProcessView", worker: "WorkerView | None", status: "Status") -> Iterator[Text]:
+def _process(process: "ProcessView", worker: "WorkerView | None", status: "StatusView") -> Iterator[Text]:
     from adapters.problems import span
 
     name = " ".join(process.roles) + (f" ({worker.worker_id})" if worker else "")
@@ -191,7 +191,7 @@ def _number(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
-def _customers(status: "Status") -> Table:
+def _customers(status: "StatusView") -> Table:
     from adapters.problems import span
 
     table = Table("Waiting customer", "Pending", "Ready", "Running", "Places", "Oldest", "Why", header_style="bold")
@@ -212,7 +212,7 @@ def _customers(status: "Status") -> Table:
     return table
 
 
-def _leases(status: "Status") -> Table:
+def _leases(status: "StatusView") -> Table:
     from adapters.problems import span
 
     table = Table("Running", "Customer", "Template", "Worker", "Attempt", "For", "Lease", header_style="bold")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from adapters.status_views import Problem, Status
+from adapters.status_views import Problem, StatusView
 
 WAIT_S: Final = 60.0
 """A run that could start and waits for a worker longer than this is a problem."""
@@ -13,7 +13,7 @@ _LEASE_OVER_S: Final = 20.0
 
 
 def problems(
-    status: Status, *, longest_wait_s: float | None, overdue_s: Mapping[str, float], wait_s: float = WAIT_S
+    status: StatusView, *, longest_wait_s: float | None, overdue_s: Mapping[str, float], wait_s: float = WAIT_S
 ) -> list[Problem]:
     """Slots that nobody triggers, runs that no worker starts, and runs that a dead worker holds.
 
@@ -27,7 +27,7 @@ def problems(
     ]
 
 
-def _slots_late(status: Status) -> Iterator[Problem]:
+def _slots_late(status: StatusView) -> Iterator[Problem]:
     if status.due_seconds is None or status.due_seconds <= _SLOT_LATE_S:
         return
     lives = status.alive["scheduler"]
@@ -39,7 +39,7 @@ def _slots_late(status: Status) -> Iterator[Problem]:
     )
 
 
-def _runs_left_waiting(status: Status, seconds: float | None, wait_s: float) -> Iterator[Problem]:
+def _runs_left_waiting(status: StatusView, seconds: float | None, wait_s: float) -> Iterator[Problem]:
     if seconds is None or seconds <= wait_s:
         return
     if not status.alive["worker"]:
@@ -51,7 +51,7 @@ def _runs_left_waiting(status: Status, seconds: float | None, wait_s: float) -> 
     yield Problem(problem=f"A run that could start has waited {span(seconds)} for a worker.", remedy=remedy)
 
 
-def _runs_left_behind(status: Status, overdue: Mapping[str, float]) -> Iterator[Problem]:
+def _runs_left_behind(status: StatusView, overdue: Mapping[str, float]) -> Iterator[Problem]:
     for worker in status.workers:
         over = overdue.get(worker.worker_id, 0.0)
         if not worker.runs or (worker.alive is not False and over <= _LEASE_OVER_S):

@@ -8,14 +8,14 @@ from adapters.postgres.event_log import Datastore
 from adapters.postgres.processes import Seen
 from adapters.postgres.reads import queue
 from adapters.problems import WAIT_S, problems
-from adapters.status_views import CustomerWaiting, LeaseView, ProcessView, Status, WaitsFor, WorkerView
+from adapters.status_views import CustomerWaiting, LeaseView, ProcessView, StatusView, WaitsFor, WorkerView
 
 _CUSTOMERS: Final = 20
 _LEASES: Final = 1000
 _WORKER: Final = "worker"
 
 
-def look(datastore: Datastore, *, wait_s: float = WAIT_S, dead_after_s: float = processes.DEAD_AFTER_S) -> Status:
+def look(datastore: Datastore, *, wait_s: float = WAIT_S, dead_after_s: float = processes.DEAD_AFTER_S) -> StatusView:
     """The status now; raises `Away` with the database.
 
     Its cost follows from how many runs wait or run, not from how many have ended.
@@ -27,7 +27,7 @@ def look(datastore: Datastore, *, wait_s: float = WAIT_S, dead_after_s: float = 
     totals = waiting[0] if waiting else {}
     workers = _workers(known, {worker_id: runs for worker_id, (runs, _) in held.items()})
     due_since = now["next_slot"] if now["due"] else None
-    status = Status(
+    status = StatusView(
         **now,
         due_seconds=(now["now"] - due_since).total_seconds() if due_since else None,
         pending=totals.get("all_pending", 0),

@@ -84,7 +84,7 @@ class Problem(BaseModel):
     remedy: str
 
 
-class Status(BaseModel):
+class StatusView(BaseModel):
     """The queue and the processes now, by the database's clock."""
 
     now: datetime

@@ -11,7 +11,7 @@ from adapters.http.routing import admin_router
 from adapters.http.run_views import RunView, run_view
 from adapters.scheduler import trigger_now
 from adapters.status import api_worker_id, look
-from adapters.status_views import Status
+from adapters.status_views import StatusView
 from adapters.worker import process_one
 from application.runs import run_history
 
@@ -64,7 +64,7 @@ def _processed(api: Api, run_id: str) -> Processed:
 
 
 @router.get("/status", summary="Look at the queue and the processes")
-def get_status(api: Parts, caller: AdminCaller) -> Status:  # noqa: ARG001 - any operator
+def get_status(api: Parts, caller: AdminCaller) -> StatusView:  # noqa: ARG001 - any operator
     """What is due, waits and runs, which processes live, and what is wrong.
 
     A customer's waiting runs come with what keeps them from starting, a running one with its worker and the time left

@@ -1,13 +1,24 @@
 """Where customers' wrapped data keys are kept: beside the log, never in it."""
 
+from typing import Final
+
 from adapters.postgres.event_log import Datastore
+
+_CONNECTIONS: Final = 2
 
 
 class PostgresDataKeys:
-    """Wrapped data keys by customer and purpose. Ids that differ only in case are the same customer."""
+    """Wrapped data keys by customer and purpose. Ids that differ only in case are the same customer.
 
-    def __init__(self, datastore: Datastore) -> None:
-        self._datastore = datastore
+    They have connections of their own: keys are read in the midst of transactions, and if each of those that have all
+    other connections waited for one more, they would wait for each other.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._datastore = Datastore(dsn, size=_CONNECTIONS, name="keys")
+
+    def close(self) -> None:
+        self._datastore.close()
 
     def get(self, customer_id: str, purpose_group: str) -> bytes | None:
         with self._datastore.reading() as cursor:

@@ -8,7 +8,6 @@ import pytest
 from pydantic import ValidationError
 
 from adapters.kms.vault import EnvelopeVault
-from adapters.postgres.data_keys import PostgresDataKeys
 from application import customers, subscriptions
 from application.customers import Issued
 from application.ports import Away, Purpose, SealedFor
@@ -101,7 +100,7 @@ class TestOnboarding:
 
     def test_while_the_keys_are_away_leaves_nothing(self, world):
         vault = world.vault
-        world.vault = EnvelopeVault(Absent(), PostgresDataKeys(world.datastore))
+        world.vault = EnvelopeVault(Absent(), world.data_keys)
         with pytest.raises(Away):
             world.onboard()
         assert world.kinds() == []

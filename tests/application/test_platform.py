@@ -1,6 +1,8 @@
 """The store as use cases see it: all or nothing, decided again when somebody was first, and fast to load."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import msgspec
 import pytest
@@ -142,3 +144,22 @@ def test_every_event_says_who_asked_and_when(acme):
 
 def test_a_stream_that_never_was_has_no_history(acme):
     assert Platform(acme.store, acme.mapper).history(customer_stream("nobody")) == []
+
+
+def test_as_many_commands_as_connections_open_data_keys(database_url, tmp_path):
+    """Each holds a connection while it reads its customer's data key: were that one of the same, all would wait."""
+    with World(database_url, tmp_path / "key") as first:
+        for number in range(4):
+            first.onboard(f"cold{number}")
+    with World(database_url, tmp_path / "key", size=4) as cold, ThreadPoolExecutor(4) as threads:
+        meet = Barrier(4, timeout=30)
+
+        def rename(number: int) -> str:
+            def work(tx: Transaction) -> str:
+                tx.lock([f"cold{number}"])
+                meet.wait()
+                return tx.customer(f"cold{number}").must("").company_name
+
+            return cold.platform.transact(Command(**cold.stamp()), work)
+
+        assert set(threads.map(rename, range(4))) == {"ACME Corporation"}

@@ -64,7 +64,8 @@ class World:
         self.dsn = dsn
         self.datastore = Datastore(dsn, size=size)
         self.store = PostgresStore(self.datastore)
-        self.vault = EnvelopeVault(LocalKeyFile(key_file), PostgresDataKeys(self.datastore))
+        self.data_keys = PostgresDataKeys(dsn)
+        self.vault = EnvelopeVault(LocalKeyFile(key_file), self.data_keys)
         self.mapper = EventMapper(self.vault)
         self.platform = Platform(self.store, self.mapper)
         self.catalogue = Listed()
@@ -73,6 +74,7 @@ class World:
 
     def close(self) -> None:
         self.datastore.close()
+        self.data_keys.close()
 
     def __enter__(self) -> Self:
         return self

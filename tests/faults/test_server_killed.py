@@ -16,7 +16,6 @@ from adapters.embedded.child import free_port
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres import leases
 from adapters.postgres.checkpoints import PostgresCheckpoints, PostgresLog, leading
-from adapters.postgres.data_keys import PostgresDataKeys
 from adapters.postgres.schema import migrate
 from application.ports import Away
 from tests.application.world import World, until
@@ -167,7 +166,7 @@ def test_whatever_is_asked_of_a_database_that_is_away_says_so(tmp_path):
             lambda: checkpoints.position("p"),
             lambda: checkpoints.advance("p", 0, 1),
             lambda: leases.renew(world.datastore, "w1", [], 60),
-            lambda: PostgresDataKeys(world.datastore).get("acme", "x"),
+            lambda: world.data_keys.get("acme", "x"),
             lead,
         ]
 

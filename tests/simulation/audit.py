@@ -33,23 +33,30 @@ def rows_agree(life: Life) -> None:
     """Runs, queue, leases and usage are what the book says."""
     book = life.book
     runs = {r["run_id"]: (r["state"], r["attempt"]) for r in life.world.rows("scheduled_pipeline_runs")}
-    assert runs == {run.run_id: (run.state, run.attempt) for run in book.runs.values()}
+    _same("runs", runs, {run.run_id: (run.state, run.attempt) for run in book.runs.values()})
     queue = {
         r["run_id"]: (r["state"], r["claimed_by"], r["not_before"])
         for r in life.world.rows("pipeline_execution_queue")
         if r["deleted_at"] is None
     }
     waiting = {run.run_id: (run.state, run.worker, run.not_before) for run in book.runs.values() if not run.ended}
-    assert queue == waiting
+    _same("the queue", queue, waiting)
     with life.world.datastore.reading() as cursor:
         leases = {
             r["run_id"]: (r["worker_id"], r["attempt"], r["expires_at"], r["begun"], r["stop_asked"])
             for r in cursor.execute("SELECT * FROM run_leases")
         }
     held = {r.run_id: (r.worker, r.attempt, r.held_until, r.begun, r.stop_asked) for r in book.held()}
-    assert leases == held, "no run is lost: each that has not ended waits or is held"
+    _same("leases", leases, held)
     assert all(run.spent < ATTEMPTS for run in book.runs.values() if not run.ended)
     _usage_agrees(life)
+
+
+def _same(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Each run that has not ended waits or is held, so that none is lost."""
+    keys = sorted({*found, *expected})
+    different = {key: (found.get(key), expected.get(key)) for key in keys if found.get(key) != expected.get(key)}
+    assert not different, f"{name} differ, as found and as expected: {different}"
 
 
 def _usage_agrees(life: Life) -> None:

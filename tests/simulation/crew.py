@@ -38,8 +38,10 @@ class Crew:
             lambda: self._life.use.trigger(command, self._life.platform, self._life.world.catalogue)
         )
         assert answer.refusal is None, f"a scheduler was refused: {answer.refusal}"
-        if answer.happened:
-            placed = [p for p in self._life.log.read(before, 100_000) if p.at.by.command_id == command.by.command_id]
+        # It works in several transactions: what the first ones did stays when a later one is cut off.
+        placed = [p for p in self._life.log.read(before, 100_000) if p.at.by.command_id == command.by.command_id]
+        if answer.happened or placed:
+            disturbed = disturbed or not answer.heard
             absorb(placed, self._life.book, self._life.timetable, self._life.now, disturbed=disturbed)
         return answer
 

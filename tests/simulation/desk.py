@@ -33,7 +33,7 @@ class Desk:
         command = customers.Provision(**self._life.stamp("service", self._life.now), customer_id=customer_id)
         answer = self._life.attempt(lambda: customers.provision(command, self._life.platform, Tables()))
         known = any(
-            run.trigger == "onboarding" for run in self._life.book.of(customer_id, *"PENDING", "RUNNING", *ENDED)
+            run.trigger == "onboarding" for run in self._life.book.of(customer_id, "PENDING", "RUNNING", *ENDED)
         )
         if answer.happened and not known:
             [row] = self._life.world.rows("scheduled_pipeline_runs", customer_id=customer_id, trigger_type="onboarding")
