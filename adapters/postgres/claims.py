@@ -18,8 +18,11 @@ from domain.pipeline_run import Priority
 _AGE_EVERY: Final = 4
 """Of so many picks one takes what is oldest, whatever its priority: nothing starves behind a stream of manual runs."""
 
-_FEWEST_CUSTOMERS: Final = 16
 _MOST_CUSTOMERS: Final = 64
+_RUNS_OF_ONE: Final = 4
+"""How many runs of one customer a pick takes at most on average, while others wait: those of one customer share the
+events, the rows and the locks of its subscription."""
+
 _SPARE: Final = 32
 """Runs picked beyond those asked for, since other workers pick at the same time."""
 
@@ -159,9 +162,10 @@ _PICK: Final = SQL(
     now=_NOW,
 )
 _LOCK: Final = SQL(
-    "SELECT q.run_id, q.customer_id FROM pipeline_execution_queue q WHERE q.run_id = ANY(%(picked)s)"
-    " AND q.state = 'PENDING' AND q.deleted_at IS NULL AND (q.not_before IS NULL OR q.not_before <= clock_timestamp())"
-    " ORDER BY array_position(%(picked)s, q.run_id) LIMIT %(limit)s FOR UPDATE OF q SKIP LOCKED"
+    "SELECT q.run_id, q.customer_id FROM unnest(string_to_array(%(picked)s, ',')) WITH ORDINALITY AS p(run_id, nth)"
+    " JOIN pipeline_execution_queue q USING (run_id)"
+    " WHERE q.state = 'PENDING' AND q.deleted_at IS NULL AND (q.not_before IS NULL OR q.not_before <= clock_timestamp())"
+    " ORDER BY p.nth LIMIT %(limit)s FOR UPDATE OF q SKIP LOCKED"
 )
 # As bytes: the driver would put the pieces together anew at every execution.
 _PICK_STATEMENT: Final = _PICK.as_bytes(None)
@@ -171,20 +175,23 @@ _LOCK_STATEMENT: Final = _LOCK.as_bytes(None)
 class Picker:
     """Picks for one process: every fourth time by age, each time beginning with other customers.
 
-    `chance` says with whom: a seeded one makes the same picks again.
+    Where customers have many runs waiting, fewer of them are looked at the next time, and more where they have few.
+    `chance` says with whom a round begins: a seeded one makes the same picks again.
     """
 
     def __init__(self, chance: random.Random | None = None, *, age_every: int = _AGE_EVERY) -> None:
         self._age_every = age_every
         self._chance = chance or random.Random()  # noqa: S311 - where a round begins is no secret
         self._picks = itertools.count(1)
+        self._customers = _MOST_CUSTOMERS
 
     def lock_next(self, cursor: Cursor[DictRow], limit: int) -> Sequence[tuple[str, str]]:
         """Lock at most `limit` waiting runs, the next ones first; what other transactions hold is passed over."""
+        most = limit + _SPARE
         wanted: dict[str, Any] = {
             "limit": limit,
-            "most": limit + _SPARE,
-            "customers": min(max(limit, _FEWEST_CUSTOMERS), _MOST_CUSTOMERS),
+            "most": most,
+            "customers": self._customers,
             "pivot": self._chance.randint(-(2**31), 2**31 - 1),
             "lot": self._chance.randint(-(2**63), 2**63 - 1),
         }
@@ -192,8 +199,18 @@ class Picker:
         for by_age in (True,) if next(self._picks) % self._age_every == 0 else (False, True):
             found = cursor.execute(_PICK_STATEMENT, {**wanted, "by_age": by_age}, prepare=True).fetchall()
             if found:
+                self._look_at(limit, plenty=len(found) == most, scarce=len(found) < limit)
                 return _locked(cursor, [row["run_id"] for row in found], limit)
         return []
+
+    def _look_at(self, limit: int, *, plenty: bool, scarce: bool) -> None:
+        """How many customers to meet the next time."""
+        if plenty:
+            self._customers //= 2
+        elif scarce:
+            self._customers *= 2
+        fewest = max(_RUNS_OF_ONE, limit // _RUNS_OF_ONE)
+        self._customers = min(max(self._customers, fewest), _MOST_CUSTOMERS)
 
 
 def lock_named(cursor: Cursor[DictRow], run_id: str) -> Sequence[tuple[str, str]]:
@@ -202,5 +219,6 @@ def lock_named(cursor: Cursor[DictRow], run_id: str) -> Sequence[tuple[str, str]
 
 
 def _locked(cursor: Cursor[DictRow], picked: list[str], limit: int) -> Sequence[tuple[str, str]]:
-    found = cursor.execute(_LOCK_STATEMENT, {"picked": picked, "limit": limit}, prepare=True).fetchall()
+    wanted = {"picked": ",".join(picked), "limit": limit}
+    found = cursor.execute(_LOCK_STATEMENT, wanted, prepare=True).fetchall()
     return [(row["run_id"], row["customer_id"]) for row in found]

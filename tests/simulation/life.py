@@ -88,8 +88,8 @@ class Life:
                     cursor.execute("SELECT 1")
                 return Answer(happened=False, heard=False)
             value = self.platform.unheard.pop()
-            refusal = value if isinstance(value, Refusal) else None
-            return Answer(happened=True, heard=False, value=value, refusal=refusal)
+            unheard = value if isinstance(value, Refusal) else None
+            return Answer(happened=True, heard=False, value=value, refusal=unheard)
         finally:
             self.calm()
 

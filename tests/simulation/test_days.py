@@ -6,7 +6,7 @@ import pytest
 
 from domain.plans import Plan
 from tests.simulation import audit
-from tests.simulation.crew import Crew
+from tests.simulation.crew import Crew, Word
 from tests.simulation.days import Days
 from tests.simulation.desk import Desk
 from tests.simulation.life import Life, UseCases
@@ -49,7 +49,13 @@ def test_a_seed_tells_the_same_story_again(stage):
     assert lived(stage, 4711, FEW).trace == lived(stage, 4711, FEW).trace
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+RARE = "a slot may be two runs"
+"""Shows only when a slot comes again: when a pipeline is changed by a slow clock, right after one of its slots."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak if name == RARE else ()) for name in MUTANTS]
+)
 def test_it_is_noticed_when(stage, name):
     """The controls: a service in which this is so does not get through a few seeds."""
     for seed in range(40):
@@ -58,6 +64,30 @@ def test_it_is_noticed_when(stage, name):
         except AssertionError:
             return
     pytest.fail("nobody noticed")
+
+
+@pytest.mark.parametrize(("use", "noticed"), [(UseCases(), False), (MUTANTS[RARE], True)])
+def test_a_slot_that_comes_again_is_the_same_run(stage, use, noticed):
+    stage.clock.empty()
+    stage.clock.set(datetime(2026, 10, 24, 23, 50, tzinfo=UTC))
+    life = Life(stage.dsn, stage.key_file, stage.clock, seed=1, use=use)
+    desk, planner, crew = Desk(life), Planner(life), Crew(life)
+    desk.onboard("alpha", Plan.STARTER)
+    pipeline = Pipeline(life.new_id(), "alpha", "0 2 * * *", "Europe/Berlin")
+    planner.configure(pipeline, life.now)
+    stage.clock.set(datetime(2026, 10, 25, 1, 0, tzinfo=UTC))  # it has been two o'clock twice by now
+    crew.trigger()
+    [order] = crew.claim("w1", 1, life.now)
+    crew.report("w1", [Word(order.run_id, "alpha", order.attempt, "succeeded")], life.now)
+    planner.change(pipeline, life.now - timedelta(hours=1, minutes=5), jitter_seconds=5)
+    if noticed:
+        with pytest.raises(AssertionError, match="became two runs"):
+            crew.trigger()
+    else:
+        crew.trigger()
+        audit.rows_agree(life)
+        assert len(life.book.runs) == 1
+    life.close()
 
 
 def test_a_row_that_no_event_made_is_noticed(stage):
