@@ -1,6 +1,7 @@
 """One process of several parts: threads that work until they are told to stop, and the signals that tell them."""
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -20,8 +21,8 @@ GRACE_S: Final = 28.0
 _ONE_S: Final = 0.3
 """Signals that come together are one: `timeout` and other parents pass a Ctrl-C on to those who have it already."""
 
-
 _LOOK_S: Final = 0.2
+_COLLECT_AFTER: Final = 20_000
 
 
 class Unable(Exception):  # noqa: N818 - it says what the process is
@@ -129,6 +130,17 @@ def stop_in_order(groups: Sequence[Sequence[Part]], grace_s: float = GRACE_S) ->
             part.stop()
         late += [part.name for part in group if not part.join(max(deadline - time.monotonic(), 0.1))]
     return late
+
+
+def settle() -> None:
+    """Have the garbage collector pass over what start-up made, and look less often.
+
+    Events come and go by thousands and hold no cycles: looking through everything for each few hundred of them took a
+    fifth of the time that a run costs.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -17,24 +18,36 @@ logger = logging.getLogger(__name__)
 MOST: Final = 200
 """Outcomes per transaction, at most."""
 
+GATHER_S: Final = 0.01
+"""How long an outcome waits for others at most."""
+
 Recorded = Callable[[], None]
+Submitted = tuple[Outcome, Recorded]
 
 
 class Reporter:
-    """Records outcomes in the order they come, as many at a time as have gathered while the last ones were recorded.
+    """Records outcomes in the order they come, as many at a time as have gathered.
 
     While the database is away it tries again for `patience_s`; after that the leases of the runs are lost anyway, and
-    whoever takes them over starts them again. `then` is called when some have been recorded: once for all of them.
+    whoever takes them over starts them again. `in_hand` says how many attempts are not
+    recorded yet; `then` is called when some have been, once for all of them.
     """
 
     def __init__(
-        self, service: Service, worker_id: str, *, patience_s: float, then: Callable[[], None] = lambda: None
+        self,
+        service: Service,
+        worker_id: str,
+        *,
+        patience_s: float,
+        in_hand: Callable[[], int] = lambda: 0,
+        then: Callable[[], None] = lambda: None,
     ) -> None:
         self._service = service
         self._worker_id = worker_id
         self._patience_s = patience_s
+        self._in_hand = in_hand
         self._then = then
-        self._queue: queue.SimpleQueue[tuple[Outcome, Recorded] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Submitted | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
     def start(self) -> None:
@@ -51,21 +64,26 @@ class Reporter:
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
-            gathered, more = [first], True
-            while more and len(gathered) < MOST:
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if item is None:
-                    more = False
-                    self._queue.put(None)
-                else:
-                    gathered.append(item)
+            gathered = self._gathered(first)
             self._record([outcome for outcome, _ in gathered])
             for _, recorded in gathered:
                 recorded()
             self._then()
+
+    def _gathered(self, first: Submitted) -> list[Submitted]:
+        """What is there, and what comes in a moment as long as more is in hand: short runs end together."""
+        gathered, until = [first], time.monotonic() + GATHER_S
+        while len(gathered) < MOST:
+            left = until - time.monotonic() if len(gathered) < self._in_hand() else 0
+            try:
+                item = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:
+                self._queue.put(None)
+                break
+            gathered.append(item)
+        return gathered
 
     def _record(self, outcomes: Sequence[Outcome]) -> None:
         retrying = Retrying(

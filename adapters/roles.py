@@ -15,7 +15,7 @@ from adapters.http.app import create_app
 from adapters.kms.local import KeyFileRefused
 from adapters.postgres import schema
 from adapters.presence import Presence
-from adapters.process import Late, Part, Shutdown, Unable, bind, stop_in_order
+from adapters.process import Late, Part, Shutdown, Unable, bind, settle, stop_in_order
 from adapters.projector import run_projector
 from adapters.running import Place
 from adapters.scheduler import run_scheduler
@@ -130,8 +130,10 @@ def opened(place: Place) -> Service:
 def built(settings: Settings, dsn: str) -> Service:
     """`bootstrap.build`, with what can be wrong on this machine said in a sentence by `Unable`."""
     try:
-        return build(settings, dsn)
+        service = build(settings, dsn)
     except (ValueError, KeyFileRefused, Away) as error:
         raise Unable(str(error)) from error
     except OSError as error:
         raise Unable(f"{error.filename or settings.data_dir} cannot be used: {error.strerror}.") from error
+    settle()
+    return service

@@ -71,7 +71,9 @@ class Worker:
         self._timing = timing
         self._held: dict[tuple[str, int], Attempt] = {}
         self._lock = threading.Lock()
-        self._reporter = Reporter(service, worker_id, patience_s=timing.lost_after_s, then=let_go)
+        self._reporter = Reporter(
+            service, worker_id, patience_s=timing.lost_after_s, in_hand=lambda: self.holding, then=let_go
+        )
         self._let_go = let_go
         self.worker_id = worker_id
         self.finished = 0
@@ -300,7 +302,7 @@ def _claim_until(
     while not ended():
         # Cleared before looking, so that what comes while we look wakes us again.
         wake.clear()
-        if 0 < settings.worker_concurrency - worker.holding < settings.worker_concurrency // 2:
+        if 0 < settings.worker_concurrency - worker.holding < settings.worker_concurrency:
             # Short runs end together: many of them are claimed with one transaction a moment later.
             wake.wait(_GATHER_S)
             wake.clear()

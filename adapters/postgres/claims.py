@@ -164,7 +164,7 @@ _PICK: Final = SQL(
 _LOCK: Final = SQL(
     "SELECT q.run_id, q.customer_id FROM unnest(string_to_array(%(picked)s, ',')) WITH ORDINALITY AS p(run_id, nth)"
     " JOIN pipeline_execution_queue q USING (run_id)"
-    " WHERE q.state = 'PENDING' AND q.deleted_at IS NULL AND (q.not_before IS NULL OR q.not_before <= clock_timestamp())"
+    " WHERE q.state = 'PENDING' AND q.deleted_at IS NULL AND coalesce(q.not_before <= clock_timestamp(), true)"
     " ORDER BY p.nth LIMIT %(limit)s FOR UPDATE OF q SKIP LOCKED"
 )
 # As bytes: the driver would put the pieces together anew at every execution.

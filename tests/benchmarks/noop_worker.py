@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters.bootstrap import Service, build
+from adapters.process import settle
 from adapters.settings import Settings
 from adapters.worker import run_worker
 from application.ports import RunOrder, RunProgress, RunReport
@@ -65,7 +66,9 @@ def main() -> None:
         # Threads touch the database only to claim, to report and to beat: more connections would only rest.
         database_pool_size=10,
     )
-    run_worker(build(settings, dsn, engine=Noop(stamps)), stop)
+    service = build(settings, dsn, engine=Noop(stamps))
+    settle()
+    run_worker(service, stop)
 
 
 if __name__ == "__main__":
