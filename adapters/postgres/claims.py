@@ -18,6 +18,7 @@ from domain.pipeline_run import Priority
 _AGE_EVERY: Final = 4
 """Of so many picks one takes what is oldest, whatever its priority: nothing starves behind a stream of manual runs."""
 
+_CUSTOMERS_AT_FIRST: Final = 16
 _MOST_CUSTOMERS: Final = 64
 _RUNS_OF_ONE: Final = 4
 """How many runs of one customer a pick takes at most on average, while others wait: those of one customer share the
@@ -183,7 +184,7 @@ class Picker:
         self._age_every = age_every
         self._chance = chance or random.Random()  # noqa: S311 - where a round begins is no secret
         self._picks = itertools.count(1)
-        self._customers = _MOST_CUSTOMERS
+        self._customers = _CUSTOMERS_AT_FIRST
 
     def lock_next(self, cursor: Cursor[DictRow], limit: int) -> Sequence[tuple[str, str]]:
         """Lock at most `limit` waiting runs, the next ones first; what other transactions hold is passed over."""
