@@ -93,6 +93,8 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
 
 def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane) -> Triggered:
     customer_ids = tx.session.due_customers(command.at, command.batch, lane)
+    if not customer_ids:
+        return Triggered()
     overlapped = _lock_overlapped(tx, customer_ids, command.at)
     tx.lock(customer_ids)
     due = tx.session.due_pipelines(customer_ids, command.at, command.batch)

@@ -110,8 +110,8 @@ class TestClaiming:
         for number in range(70):
             world.onboard(f"waiting{number}")
             world.request(f"waiting{number}")
-        world.report(world.claim(), report=CAN_PASS, retry_after=timedelta(hours=1))
-        world.report(world.claim(), report=CAN_PASS, retry_after=timedelta(hours=1))
+        while orders := world.claim():
+            world.report(orders, report=CAN_PASS, retry_after=timedelta(hours=1))
         world.onboard("ready")
         theirs = world.request("ready")
         assert [o.run_id for o in world.claim(limit=1)] == [theirs]

@@ -70,6 +70,7 @@ def test_many_ends_fit_into_messages(acme, heard):
     acme.limits(max_pipelines_per_day=1000, max_concurrent_pipelines=1000)
     ids = {acme.request() for _ in range(210)}
     orders = acme.claim(limit=1000)
+    orders += acme.claim(limit=1000)
     collect(heard, acme)
     acme.report(orders)
     ended = [payload for channel, payload in collect(heard, acme) if channel == channels.ENDED]
