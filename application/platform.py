@@ -175,7 +175,7 @@ class Kind(Generic[State, Event]):
 
 CUSTOMER: Final[Kind[Customer, CustomerEvent]] = Kind("customer", customer.evolve)
 SUBSCRIPTION: Final[Kind[Subscription, SubscriptionEvent]] = Kind(
-    "subscription", subscription.evolve, msgspec.json.Decoder(Subscription), shape=2
+    "subscription", subscription.evolve, msgspec.json.Decoder(Subscription), shape=3
 )
 RUN: Final[Kind[PipelineRun, RunEvent]] = Kind("run", pipeline_run.evolve)
 

@@ -47,7 +47,7 @@ TOPICS: Final[Mapping[str, type[Event]]] = {
     "run.step-finished@1": pipeline_run.StepFinished,
     "run.completed@1": pipeline_run.RunCompleted,
     "run.failed@1": pipeline_run.RunFailed,
-    "run.requeued@1": pipeline_run.RunRequeued,
+    "run.requeued@2": pipeline_run.RunRequeued,
     "run.cancel-requested@1": pipeline_run.CancelRequested,
     "run.cancelled@1": pipeline_run.RunCancelled,
     "run.skipped@1": pipeline_run.RunSkipped,
@@ -72,6 +72,8 @@ UPCASTERS: Final[Mapping[str, Upcaster]] = {
     "customer.pipeline-changed@1": _with_defaults("customer.pipeline-changed@2"),
     # Places came to be shared with back-fill, and the runs of one pipeline to go one after another.
     "subscription.slot-taken@1": _with_defaults("subscription.slot-taken@2"),
+    # Attempts that were never executed came to be told apart.
+    "run.requeued@1": _with_defaults("run.requeued@2"),
     # Runs got an instant before which they wait, and back-fill.
     "run.scheduled@1": _with_defaults("run.scheduled@2"),
 }

@@ -142,13 +142,15 @@ class RunFailed:
 class RunRequeued:
     """Back in the queue until `not_before`: the attempt failed in a way that can pass, or its lease ran out.
 
-    `spent` says whether the attempt counts as one of the run's: one that its worker handed back does not.
+    `spent` says whether the attempt counts as one of the run's: one that its worker handed back does not. `begun` says
+    whether it was executed at all.
     """
 
     attempt: int
     not_before: datetime
     reason: str
     spent: bool = True
+    begun: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +197,7 @@ class PipelineRun:
     state: RunState = RunState.PENDING
     attempt: int = 0
     attempts_spent: int = 0
+    attempts_not_begun: int = 0
     worker_id: str | None = None
     started_at: datetime | None = None
     lease_expires_at: datetime | None = None
@@ -275,7 +278,7 @@ class PipelineRun:
             return self._cancelled(at)
         if not begun:
             reason = f"Worker {self.worker_id} never began attempt {self.attempt}."
-            return (RunRequeued(attempt=self.attempt, not_before=at, reason=reason, spent=False),)
+            return (RunRequeued(attempt=self.attempt, not_before=at, reason=reason, spent=False, begun=False),)
         reason = f"Worker {self.worker_id} stopped answering during attempt {self.attempt}."
         if self.last_attempt:
             return (self._failed(at, reason),)
@@ -333,7 +336,7 @@ class PipelineRun:
     @property
     def started(self) -> bool:
         """Whether any attempt ever began: only a run that never did gives its unit of quota back."""
-        return self.attempt > 0
+        return self.attempt > self.attempts_not_begun
 
 
 # --- fold ---------------------------------------------------------------------------------------------------------
@@ -356,11 +359,12 @@ def evolve(run: PipelineRun | None, event: RunEvent) -> PipelineRun:  # noqa: PL
             )
         case StepFinished(attempt=attempt, index=index):
             return replace(run, steps_done=run.steps_done | {(attempt, index)})
-        case RunRequeued(not_before=not_before, spent=spent):
+        case RunRequeued(not_before=not_before, spent=spent, begun=begun):
             return replace(
                 run,
                 state=RunState.PENDING,
                 attempts_spent=run.attempts_spent + spent,
+                attempts_not_begun=run.attempts_not_begun + (not begun),
                 worker_id=None,
                 lease_expires_at=None,
                 not_before=not_before,

@@ -178,6 +178,9 @@ class Subscription:
     """The scheduled runs among the running ones, each with its pipeline."""
     admitted_by_day: Mapping[date, int] = field(default_factory=dict)
     refused: frozenset[tuple[Limit, date]] = frozenset()
+    reset_day: date | None = None
+    """The day whose count, and the first of the month whose count, an operator let begin anew."""
+    reset_month: date | None = None
 
     # rules, in the order in which they are checked
 
@@ -304,15 +307,20 @@ class Subscription:
         return (SlotReleased(run_ids=tuple(held), usage=usage, limits=self.limits),)
 
     def return_admissions(self, run_ids: Sequence[str], day: date, now: datetime) -> tuple[SubscriptionEvent, ...]:
-        """Give units of `day` back: their runs never started. A day too old to be known has nothing to be given."""
+        """Give units of `day` back: their runs never started.
+
+        A day too old to be known has nothing to be given, nor has one, or a month, that an operator let begin anew:
+        its units were given back then.
+        """
         if day not in self.admitted_by_day:
             return ()
         usage = self.usage.at(now)
-        that_day = max(0, self.admitted_by_day.get(day, 0) - len(run_ids))
-        if day == usage.day:
-            usage = replace(usage, admitted=that_day)
-        if (day.year, day.month) == (usage.day.year, usage.day.month):
-            usage = replace(usage, month_admitted=max(0, usage.month_admitted - len(run_ids)))
+        that_day, month_admitted = self.admitted_by_day[day], usage.month_admitted
+        if day != self.reset_day:
+            that_day = max(0, that_day - len(run_ids))
+        if _month(day) == _month(usage.day) != self.reset_month:
+            month_admitted = max(0, month_admitted - len(run_ids))
+        usage = replace(usage, admitted=that_day if day == usage.day else usage.admitted, month_admitted=month_admitted)
         return (
             AdmissionsReturned(
                 run_ids=tuple(run_ids), day=day, admitted_that_day=that_day, usage=usage, limits=self.limits
@@ -361,6 +369,10 @@ class Subscription:
         return (Resumed(reason=reason),) if self.status is Status.SUSPENDED else ()
 
 
+def _month(day: date) -> date:
+    return day.replace(day=1)
+
+
 def open_subscription(customer_id: str, plan: Plan, now: datetime) -> Opened:
     usage = Usage(day=now.astimezone(UTC).date())
     return Opened(customer_id=customer_id, plan=plan, limits=LIMITS[plan], usage=usage)
@@ -383,6 +395,17 @@ def _counted(
         del days[min(days)]
     refused = frozenset(r for r in state.refused if r[1] >= usage.day)
     return replace(state, **{"usage": usage, "admitted_by_day": days, "refused": refused, **changed})
+
+
+def _begun_anew(state: Subscription, usage: Usage) -> Subscription:
+    before = state.usage
+    day = usage.day == before.day and usage.admitted < before.admitted
+    month = _month(usage.day) == _month(before.day) and usage.month_admitted < before.month_admitted
+    return replace(
+        state,
+        reset_day=usage.day if day else state.reset_day,
+        reset_month=_month(usage.day) if month else state.reset_month,
+    )
 
 
 def evolve(state: Subscription | None, event: SubscriptionEvent) -> Subscription:  # noqa: C901, PLR0911 - one case an event
@@ -420,7 +443,7 @@ def evolve(state: Subscription | None, event: SubscriptionEvent) -> Subscription
         case LimitsOverridden(overrides=overrides, limits=limits, usage=usage):
             return _counted(state, usage, overrides=overrides, limits=limits, refused=frozenset())
         case UsageReset(usage=usage):
-            return _counted(state, usage, refused=frozenset())
+            return _counted(_begun_anew(state, usage), usage, refused=frozenset())
         case Paused():
             return replace(state, status=Status.SUSPENDED)
         case Resumed():

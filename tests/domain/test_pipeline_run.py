@@ -319,3 +319,12 @@ def test_the_machine_notices_a_missing_fence():
 
     with pytest.raises(AssertionError):
         run_state_machine_as_test(Careless, settings=MACHINE)
+
+
+def test_a_run_whose_claims_never_began_has_not_started():
+    story = running().when(lambda run: run.expire(NOON, begun=False))
+    assert not story.state.started
+    story.when(lambda run: run.claim("w2", NOON, LEASE))
+    assert story.state.started
+    story.when(lambda run: run.hand_back("w2", 2, NOON, "The worker shut down."))
+    assert story.state.started

@@ -381,3 +381,34 @@ def test_no_event_is_an_increment():
         [event] = story.decided
         assert evolve(story.state, event) == story.state
     assert {RunsAdmitted, SlotTaken, SlotReleased, AdmissionsReturned} < set(subscription.SubscriptionEvent.__args__)
+
+
+class TestResetAndReturned:
+    """What an operator let begin anew is not given back once more."""
+
+    def anew(self, *, daily: bool, monthly: bool) -> Story:
+        story = limited(max_pipelines_per_day=4, max_pipelines_per_month=6)
+        story.when(lambda s: s.admit(ids("before", 4), NOON, starting=False).events)
+        return story.when(lambda s: s.reset_usage(NOON, "our outage", daily=daily, monthly=monthly))
+
+    def used(self, story: Story) -> tuple[int, int]:
+        return story.state.usage.admitted, story.state.usage.month_admitted
+
+    def test_day_and_month(self):
+        story = self.anew(daily=True, monthly=True)
+        story.when(lambda s: s.admit(ids("after", 4), NOON, starting=False).events)
+        assert self.used(story) == (4, 4)
+        story.when(lambda s: s.return_admissions(["before0", "before1"], NOON.date(), NOON))
+        assert self.used(story) == (4, 4)
+
+    def test_the_day_only(self):
+        story = self.anew(daily=True, monthly=False)
+        story.when(lambda s: s.return_admissions(["before0"], NOON.date(), NOON))
+        assert self.used(story) == (0, 3)
+
+    def test_the_next_day_is_like_any_other(self):
+        story = self.anew(daily=True, monthly=False)
+        tomorrow = NOON + timedelta(days=1)
+        story.when(lambda s: s.admit(["r"], tomorrow, starting=False).events)
+        story.when(lambda s: s.return_admissions(["r"], tomorrow.date(), tomorrow))
+        assert self.used(story) == (0, 4)

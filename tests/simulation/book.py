@@ -12,7 +12,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "SKIPPED")
 
 @dataclass
 class Run:
-    """One run. `spent` counts its attempts that were begun and came to nothing."""
+    """One run. `spent` counts its attempts that were begun and came to nothing, `idle` those that never began."""
 
     run_id: str
     customer_id: str
@@ -24,6 +24,7 @@ class Run:
     state: str = "PENDING"
     attempt: int = 0
     spent: int = 0
+    idle: int = 0
     worker: str | None = None
     begun: bool = False
     held_until: datetime | None = None
@@ -165,16 +166,17 @@ class Book:
             self.release(run, "CANCELLED", now)
         elif not run.begun:
             self.requeue(run, now, now, spent=False)
+            run.idle += 1
         elif run.spent + 1 >= ATTEMPTS:
             self.release(run, "FAILED", now)
         else:
             self.requeue(run, now, now, spent=True)
 
     def never_run(self, run: Run, state: str, at: datetime) -> None:
-        """A run that waits ends. Its unit goes back if no attempt was ever made."""
+        """A run that waits ends. Its unit goes back if no attempt ever began."""
         assert run.state == "PENDING", f"{run} does not wait and cannot become {state}"
         run.state = state
-        if run.attempt == 0 and run.counted_on is not None:
+        if run.attempt == run.idle and run.counted_on is not None:
             run.counted_on = None
             self.accounts[run.customer_id].counted(at)
 
