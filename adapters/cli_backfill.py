@@ -34,9 +34,12 @@ def backfill(
     customer: Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer_id.")],
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="The config_id of the scheduled pipeline.")],
     *,
-    first: Annotated[datetime, typer.Option("--from", formats=_DAY, help="The first day.")],
+    first: Annotated[datetime, typer.Option("--from", formats=_DAY, metavar="YYYY-MM-DD", help="The first day.")],
     last: Annotated[
-        datetime, typer.Option("--to", formats=_DAY, help="The last day: today in the pipeline's zone, or earlier.")
+        datetime,
+        typer.Option(
+            "--to", formats=_DAY, metavar="YYYY-MM-DD", help="The last day: today in the pipeline's zone, or earlier."
+        ),
     ],
     reason: Annotated[str | None, typer.Option(help="Why, for the record.")] = None,
     backfill_id: Annotated[
@@ -66,7 +69,8 @@ def backfill(
             reason=reason,
         )
         if not as_json:
-            _print_queued(done)
+            same = f"convergence backfill {customer} {config} --to {last.date()}"
+            _print_queued(done, same, went_on=backfill_id is not None)
         progress = _follow(service, customer, done.backfill_id, shown=not as_json) if follow else None
     finally:
         service.close()
@@ -148,13 +152,16 @@ def _in_words(progress: "Progress") -> str:
     return ", ".join(f"{runs} {state.lower()}" for state, runs in sorted(progress.states.items()))
 
 
-def _print_queued(done: "Backfilled") -> None:
-    console.OUT.print(f"Back-fill {done.backfill_id}: {console.counted(done.queued, 'day')} queued.", markup=False)
+def _print_queued(done: "Backfilled", same: str, *, went_on: bool) -> None:
+    """`same` is the command without its first day; days of an earlier back-fill had their runs before."""
+    days = console.counted(done.queued, "day")
+    queued = f"{days} with a run now" if went_on else f"{days} queued"
+    console.OUT.print(f"Back-fill {done.backfill_id}: {queued}.", markup=False)
     if done.refused:
         refused = console.counted(done.refused, "day")
         console.OUT.print(
             f"{refused} found no room. {done.refusal} Once there is room, go on with:"
-            f" --from {done.next_from} --id {done.backfill_id}",
+            f"\n  {same} --from {done.next_from} --id {done.backfill_id}",
             style="yellow",
             markup=False,
         )

@@ -117,16 +117,17 @@ def _list(datastore: "Datastore", wanted: "Wanted", limit: int, *, as_json: bool
     if as_json:
         console.print_json(rows)
         return
+    if not rows:
+        console.OUT.print("No runs.")
+        return
     columns = ("Created", "State", "Customer", "Template", "Date", "Trigger", "Attempt", "Took", "Rows", "Run", "Error")
     console.print_table(columns, [_cells(row) for row in rows])
-    console.OUT.print(console.counted(len(rows), "run") + (", newest first" if rows else ""), style="dim")
+    console.OUT.print(console.counted(len(rows), "run") + ", newest first", style="dim")
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[object, ...]:
-    from adapters.problems import span
-
     started, ended = row["actual_start_time"], row["actual_end_time"]
-    took = span((ended - started).total_seconds()) if started and ended else ""
+    took = _took((ended - started).total_seconds()) if started and ended else ""
     rows = "" if row["rows_processed"] is None else row["rows_processed"]
     return (
         row["created_at"],
@@ -141,6 +142,12 @@ def _cells(row: Mapping[str, Any]) -> tuple[object, ...]:
         row["run_id"],
         row["error_message"] or "",
     )
+
+
+def _took(seconds: float) -> str:
+    from adapters.problems import span
+
+    return f"{round(seconds * 1000)} ms" if seconds < 1 else span(seconds)
 
 
 def _template(row: Mapping[str, Any]) -> str:
@@ -191,9 +198,7 @@ def _show_one(datastore: "Datastore", run_id: str, *, as_json: bool) -> None:
 
 
 def _print_run(run: "RunView") -> None:
-    from adapters.problems import span
-
-    took = f", {span(run.duration_ms / 1000)}" if run.duration_ms is not None else ""
+    took = f", {_took(run.duration_ms / 1000)}" if run.duration_ms is not None else ""
     facts = [
         ("Run", run.run_id),
         ("State", run.state + took),

@@ -26,6 +26,7 @@ app = typer.Typer()
 _EVERY_S: Final = 2.0
 _LEASES_SHOWN: Final = 20
 _DEAD_SHOWN: Final = 5
+_SHOWN_AS: Final = {"api": "API"}
 _SILENT_S: Final = 30.0
 """A process that was not seen for two of its renewals is shown in yellow."""
 
@@ -133,18 +134,19 @@ def _summary(status: "StatusView") -> Table:
     )
     due = f"{status.due} due" + ("" if status.due_seconds is None else f" for {span(status.due_seconds)}")
     if status.next_slot is None:
-        due += " · no schedules"
+        due += " · no slot to come"
     elif not status.due:
         ahead = max(0.0, (status.next_slot - status.now).total_seconds())
         due += f" · next slot {console.shown(status.next_slot)}, in {span(ahead)}"
     lines.add_row(Text("Schedules", style="bold"), due)
-    alive = " · ".join(f"{count} {role}" for role, count in status.alive.items())
+    alive = " · ".join(console.counted(count, _SHOWN_AS.get(role, role)) for role, count in status.alive.items())
     lines.add_row(
         Text("Alive", style="bold"), alive + (f" · {status.dead} dead in the last day" if status.dead else "")
     )
     lines.add_row(
         Text("Throughput", style="bold"),
-        f"{status.throughput_per_minute} runs in the last minute · room for {status.places_free} more at a time",
+        f"{console.counted(status.throughput_per_minute, 'run')} in the last minute"
+        f" · room for {status.places_free} more at a time",
     )
     lines.add_row(Text("Database", style="bold"), console.shown(status.now))
     return lines

@@ -187,7 +187,7 @@ CUSTOMER_PIPELINE_CONFIGS = Table(
     ),
     key=("config_id",),
     cluster_by=("customer_id",),
-    indexes=(("customer_id", "created_at"), ("next_run_time",)),
+    indexes=(("customer_id", "created_at"),),
 )
 
 SCHEDULED_PIPELINE_RUNS = Table(

@@ -163,15 +163,14 @@ def moment(event: object, at: Envelope) -> Moment:
 def _text(event: object) -> str:  # noqa: PLR0911 - one case an event
     match event:
         case RunScheduled(trigger_type=trigger, trigger_by=by, missed_since=missed_since):
-            return f"Queued ({trigger}, by {by})." + (
-                f" Stands for all slots since {missed_since}." if missed_since else ""
-            )
+            asked = trigger if by == trigger else f"{trigger}, by {by}"
+            return f"Queued ({asked})." + (f" Stands for all slots since {missed_since}." if missed_since else "")
         case RunClaimed(worker_id=worker, attempt=attempt):
             return f"Attempt {attempt} started on {worker}."
         case StepFinished(name=name, status=status, rows=rows, error=error):
-            return f"Step {name}: {status}, {rows} rows." + (f" {error}" if error else "")
+            return f"Step {name}: {status}, {_counted(rows)}." + (f" {error}" if error else "")
         case RunCompleted(rows=rows):
-            return f"Completed, {rows} rows."
+            return f"Completed, {_counted(rows)}."
         case RunFailed(error=error):
             return f"Failed: {error}"
         case RunRequeued(reason=reason):
@@ -183,3 +182,7 @@ def _text(event: object) -> str:  # noqa: PLR0911 - one case an event
         case RunSkipped(reason=reason):
             return f"Skipped: {reason}"
     return type(event).__name__
+
+
+def _counted(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"

@@ -11,6 +11,7 @@ import psycopg
 
 from adapters.bootstrap import Service, build
 from adapters.postgres.schema import migrate
+from adapters.process import settle
 from adapters.settings import Settings
 
 
@@ -30,6 +31,7 @@ def service_on(server: str) -> Iterator[Service]:
     """A migrated service on a database and a directory of its own; its BigQuery is away."""
     with database(server) as dsn, tempfile.TemporaryDirectory() as directory:
         service = build(Settings(data_dir=Path(directory), bigquery_emulator_host="127.0.0.1:1"), dsn)
+        settle()
         with service.datastore.reading() as cursor:
             migrate(cursor.connection)
         try:

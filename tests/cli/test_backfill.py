@@ -35,8 +35,12 @@ def started(world: World, tmp_path: Path, *arguments: str) -> "subprocess.Popen[
     last = datetime.now(UTC).date() - timedelta(days=1)
     days = ("--from", str(last - timedelta(days=2)), "--to", str(last))
     given = arguments if "--from" in arguments else (*days, *arguments)
+    return asked(world, tmp_path, "backfill", "acme", "daily", *given)
+
+
+def asked(world: World, tmp_path: Path, *command: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [CONVERGENCE, "backfill", "acme", "daily", *given],
+        [CONVERGENCE, *command],
         env={"PATH": os.defpath, "DATABASE_URL": world.dsn, "DATA_DIR": str(tmp_path / "var"), "COLUMNS": "100"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -94,11 +98,11 @@ def test_goes_on_with_an_earlier_one(daily, tmp_path):
     assert status == 0, err
     assert "2 days queued" in out
     assert "1 day found no room" in out
-    hint = out.split("go on with:")[1].split()
+    _, *hint = out.split("go on with:")[1].split()
     daily.limits(max_pipelines_per_day=5)
-    status, out, err = ended(started(daily, tmp_path, *hint, "--to", hint[1], "--json"))
+    status, out, err = ended(asked(daily, tmp_path, *hint, "--json"))
     assert status == 0, err
-    assert json.loads(out)["backfill_id"] == hint[3]
+    assert json.loads(out)["backfill_id"] == hint[-1]
     assert daily.states() == {"PENDING": 3}
 
 
