@@ -48,7 +48,7 @@ def backfill(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until all of its runs have ended.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a scheduled pipeline for each day from the first to the last, in order, with its own parameters.
+    """Run a scheduled pipeline for each day from the first to the last, the oldest first, with its own parameters.
 
     The runs count against the customer's quota, and run behind all others in at most half of its concurrent places.
     Days that find no room are not queued. Exit status 1 when none is, or, with --follow, when a run failed.
@@ -135,7 +135,8 @@ def _follow(service: "Service", customer: str, backfill_id: str, *, shown: bool)
                 # Runs of all customers are announced: a busy time must not keep this reading.
                 time.sleep(_PAUSE_S)
     except KeyboardInterrupt:
-        console.ERR.print(f"The back-fill goes on without you; its id is {backfill_id}.", markup=False)
+        again = f"The back-fill goes on. To follow it again, give the same command --id {backfill_id}."
+        console.ERR.print(again, markup=False)
         raise
     finally:
         listener.stop()

@@ -122,7 +122,8 @@ def worker(
 ) -> None:
     """Run a worker alone: it claims waiting runs and executes them.
 
-    SIGTERM: it finishes what it can within 25 seconds and hands the rest back to the queue.
+    SIGTERM: it finishes what it can within 25 seconds and hands the rest back to the queue. A second one ends it at
+    once; others take its runs over within 70 seconds.
     """
     console.log_to_stderr(as_json=as_json, verbose=verbose)
     where = place(worker_id=worker_id, worker_concurrency=concurrency)

@@ -79,7 +79,7 @@ def _watch(datastore: "Datastore", max_wait: float, *, as_json: bool) -> "Status
         else:
             with Live(console=console.OUT, screen=True, auto_refresh=False) as live:
                 for last in _looks(datastore, max_wait):
-                    live.update(_shown(last), refresh=True)
+                    live.update(_shown(last, on_screen=True), refresh=True)
     except KeyboardInterrupt:
         if console.OUT.is_terminal and not as_json:
             console.OUT.print(_shown(last))
@@ -101,23 +101,26 @@ def _looks(datastore: "Datastore", max_wait: float) -> Iterator["StatusView | No
         time.sleep(_EVERY_S)
 
 
-def _shown(status: "StatusView | None") -> RenderableType:
+def _shown(status: "StatusView | None", *, on_screen: bool = False) -> RenderableType:
+    """What is wrong stands where it is read first: last when printed, first on a screen that may be too small."""
     if status is None:
         return Text(f"{_AWAY['problem']}\n→ {_AWAY['remedy']}", style="bold red")
-    parts: list[RenderableType] = [_summary(status), ""]
+    told = _problems(status)
+    parts: list[RenderableType] = [*told, "", _summary(status), ""] if on_screen else [_summary(status), ""]
     if status.workers or status.processes:
         parts.append(_processes(status))
     if status.customers:
         parts.append(_customers(status))
     if status.leases:
         parts.append(_leases(status))
-    parts += [
+    return Group(*parts) if on_screen else Group(*parts, *told)
+
+
+def _problems(status: "StatusView") -> list[Text]:
+    return [
         Text(problem.problem, style="bold red").append(f"\n→ {problem.remedy}", style="red")
         for problem in status.problems
-    ]
-    if not status.problems:
-        parts.append(Text("All is well.", style="green"))
-    return Group(*parts)
+    ] or [Text("All is well.", style="green")]
 
 
 def _summary(status: "StatusView") -> Table:

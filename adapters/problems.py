@@ -10,6 +10,8 @@ WAIT_S: Final = 60.0
 _SLOT_LATE_S: Final = 120.0
 _LEASE_OVER_S: Final = 20.0
 """Workers take over every ten seconds: a lease that has been over for longer is taken over by nobody."""
+_YOUNG_S: Final = 80.0
+"""A worker begins to take over a lease's time after its start: of a younger one nothing can be said."""
 
 
 def problems(
@@ -58,6 +60,7 @@ def _runs_left_behind(status: StatusView, overdue: Mapping[str, float]) -> Itera
             continue
         ago = f", last seen {span(worker.seen_seconds_ago)} ago," if worker.seen_seconds_ago is not None else ""
         others = status.alive["worker"] > 0
+        soon = over <= _LEASE_OVER_S or not _grown(status)
         runs = f"{worker.runs} run" if worker.runs == 1 else f"{worker.runs} runs"
         if worker.alive:
             sentence = f"Worker {worker.worker_id} lives, and the lease of a run that it holds is over."
@@ -65,13 +68,20 @@ def _runs_left_behind(status: StatusView, overdue: Mapping[str, float]) -> Itera
         else:
             sentence = f"Worker {worker.worker_id}{ago} is dead and holds {runs}."
             remedy = (
-                "Nothing, for a minute: another worker takes them over when their leases end."
-                if others and over <= _LEASE_OVER_S
+                "Nothing, for a minute: another worker takes them over."
+                if others and soon
                 else "Look at the other workers' logs: none takes them over."
                 if others
                 else "No worker lives to take them over. Start one: convergence worker."
             )
         yield Problem(problem=sentence, remedy=remedy)
+
+
+def _grown(status: StatusView) -> bool:
+    return any(
+        worker.alive and worker.started_at and (status.now - worker.started_at).total_seconds() > _YOUNG_S
+        for worker in status.workers
+    )
 
 
 def _pipelines(count: int) -> str:

@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_random
@@ -20,6 +21,8 @@ MOST: Final = 200
 
 GATHER_S: Final = 0.01
 """How long an outcome waits for others at most."""
+
+_UNTOLD: Final = "The run failed, and what it said about it could not be recorded; the operators' log says why."
 
 Recorded = Callable[[], None]
 Submitted = tuple[Outcome, Recorded]
@@ -109,9 +112,20 @@ class Reporter:
                 # One that cannot be recorded must not keep the others from it.
                 for outcome in outcomes:
                     self._record([outcome])
+            elif (bare := _bare(outcomes[0])) != outcomes[0]:
+                # Nor must its run be executed again and again because of what it said.
+                self._record([bare])
             return
         for run_id in refused:
             logger.warning("run %s was no longer ours: another worker has it", run_id)
+
+
+def _bare(outcome: Outcome) -> Outcome:
+    """How the attempt ended, without the steps and words of the run."""
+    report = outcome.report
+    if report is not None and report.error is not None:
+        report = replace(report, error=_UNTOLD)
+    return replace(outcome, steps=(), report=report)
 
 
 def _tell(state: RetryCallState) -> None:

@@ -18,7 +18,7 @@ from adapters.presence import Presence
 from adapters.process import Late, Part, Shutdown, Unable, bind, settle, stop_in_order
 from adapters.projector import run_projector
 from adapters.running import Place
-from adapters.scheduler import run_scheduler
+from adapters.scheduler import run_scheduler, run_takeover
 from adapters.settings import Settings
 from adapters.worker import run_worker
 from application.ports import Away
@@ -49,9 +49,21 @@ def part(role: Role, service: Service, presence: Presence) -> Part:
     return Part(role, lambda stop: work(service, stop, presence))
 
 
-def api_part(service: Service, listener: socket.socket, on_answering: Callable[[], None]) -> Part:
+def api_part(
+    service: Service,
+    listener: socket.socket,
+    on_answering: Callable[[], None],
+    *,
+    takeover: Callable[[Service, threading.Event], None] = run_takeover,
+) -> Part:
     """The API on a socket that is bound already; `on_answering` is called once it answers."""
-    return Part(Role.API, lambda stop: _serve_http(service, listener, on_answering, stop))
+
+    def serve(stop: threading.Event) -> None:
+        # It executes runs when it is asked to, and there may be no worker to notice that another one like it died.
+        threading.Thread(target=takeover, args=(service, stop), name="takeover", daemon=True).start()
+        _serve_http(service, listener, on_answering, stop)
+
+    return Part(Role.API, serve)
 
 
 class _Server(uvicorn.Server):

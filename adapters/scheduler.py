@@ -3,6 +3,7 @@
 import logging
 import threading
 from datetime import datetime, timedelta
+from typing import Final
 
 from adapters.bootstrap import Service, origin
 from adapters.postgres.channels import SCHEDULES
@@ -14,16 +15,27 @@ from domain.envelope import Origin
 
 logger = logging.getLogger(__name__)
 
+TURN_S: Final = 20.0
+"""How long a pass waits for the one before it in the same process."""
+
 MAX_SLEEP = timedelta(seconds=30)
 """How long the scheduler sleeps at most: the safety net under a notification that was lost."""
 
 
-def trigger_now(service: Service, by: Origin) -> Triggered:
-    """Trigger all slots that are due by the database's clock: what the scheduler does, and POST /scheduler/trigger."""
-    with service.triggering:
+def trigger_now(service: Service, by: Origin, *, turn_s: float = TURN_S) -> Triggered:
+    """Trigger all slots that are due by the database's clock: what the scheduler does, and POST /scheduler/trigger.
+
+    Raises `Away` with the database, and when another pass of this process takes longer than `turn_s`: while the
+    database hangs, callers must not pile up behind each other.
+    """
+    if not service.triggering.acquire(timeout=turn_s):
+        raise Away("Schedules are being triggered at this moment. Try again.")
+    try:
         with service.store.transaction() as session:
             now = session.now()
         return trigger_schedules(TriggerSchedules(at=now, by=by), service.platform, service.registry)
+    finally:
+        service.triggering.release()
 
 
 def run_scheduler(service: Service, stop: threading.Event) -> None:
@@ -84,7 +96,7 @@ def run_takeover(
         try:
             taken = _take_over_all(service, stop)
             if taken:
-                logger.warning("took over %d runs whose leases ran out", taken)
+                logger.warning("runs taken over because their leases ran out: %d", taken)
         except Away as away:
             logger.warning("taking over waits: %s", away)
         except Exception:

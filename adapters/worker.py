@@ -6,225 +6,45 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Final, Self
+from typing import Final
 
-from adapters.attempt import Attempt, Progress, Stop
-from adapters.bootstrap import Service, origin
-from adapters.postgres import leases, waiting
+from adapters.bootstrap import Service
+from adapters.postgres import waiting
 from adapters.postgres.channels import QUEUE, STOP
 from adapters.postgres.listener import Listener
 from adapters.process import Part, Shutdown, Unable
 from adapters.provisioner import provision_pending
-from adapters.reporter import Reporter
+from adapters.runs_in_hand import DEFAULT_TIMING, Timing, Worker
 from adapters.scheduler import run_takeover
-from application.execution import LEASE_SECONDS, ClaimRuns, Outcome, claim_runs
-from application.platform import Superseded
-from application.ports import Away, Cancelled, RunOrder, RunReport
+from application.ports import Away
 
 logger = logging.getLogger(__name__)
 
 _SHORTEST_SLEEP_S: Final = 0.02
 _GATHER_S: Final = 0.005
 _AWAY_SLEEP_S: Final = 2.0
+_LOOK_S: Final = 0.2
 _LOOKED_S: Final = 0.05
 """What a claim may have looked at earlier than the question that follows it says."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """How long a worker holds runs without a sign of life, and how long it takes to end; in seconds.
+def process_one(
+    service: Service, worker_id: str, run_id: str | None = None, *, stop: threading.Event | None = None
+) -> str | None:
+    """Claim one waiting run, or the one that is named, and execute it; returns its id, None when there was none.
 
-    `lost_after_s` must be shorter than `lease_s`: a worker that could not renew its leases has stopped its runs before
-    they are another's.
+    Once `stop` is set the run is handed back to the queue.
     """
-
-    lease_s: float = LEASE_SECONDS
-    heartbeat_s: float = 15.0
-    lost_after_s: float = 45.0
-    takeover_s: float = 10.0
-    grace_s: float = 25.0
-
-    @property
-    def finish_s(self) -> float:
-        """The part of the grace in which runs may come to their own end; in the rest they are handed back."""
-        return self.grace_s * 0.8
-
-
-DEFAULT_TIMING: Final = Timing()
-
-
-class Worker:
-    """Holds runs for one worker id: claims, heartbeats, reports."""
-
-    def __init__(
-        self,
-        service: Service,
-        worker_id: str,
-        *,
-        timing: Timing = DEFAULT_TIMING,
-        let_go: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`let_go` is called when some of the runs in hand have been recorded, once for all of them."""
-        self._service = service
-        self._timing = timing
-        self._held: dict[tuple[str, int], Attempt] = {}
-        self._lock = threading.Lock()
-        self._reporter = Reporter(
-            service, worker_id, patience_s=timing.lost_after_s, in_hand=lambda: self.holding, then=let_go
-        )
-        self._let_go = let_go
-        self.worker_id = worker_id
-        self.finished = 0
-        """Attempts that came to an outcome and were not handed back, since the start."""
-
-    def __enter__(self) -> Self:
-        self._reporter.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Returns when what was executed has been recorded."""
-        self._reporter.stop()
-
-    def claim(self, limit: int, run_id: str | None = None) -> list[RunOrder]:
-        """Claim at most `limit` runs; they are this worker's until reported.
-
-        Raises `Away` with the database. What was claimed then is not executed, and costs its run no attempt.
-        """
-        command = ClaimRuns(
-            at=self._service.now(),
-            by=origin(f"worker:{self.worker_id}"),
-            worker_id=self.worker_id,
-            limit=limit,
-            run_id=run_id,
-            lease_seconds=self._timing.lease_s,
-        )
-        orders = claim_runs(command, self._service.platform)
-        if not orders:
-            return []
-        ours_until = self._ours_until()
-        claimed = {attempt.key: attempt for attempt in (Attempt(order, ours_until) for order in orders)}
-        try:
-            begun = leases.renew(self._service.datastore, self.worker_id, list(claimed), self._timing.lease_s)
-        except (Away, Superseded) as error:
-            # Whether they have begun nobody knows: they are given back as soon as the database answers again.
-            for attempt in claimed.values():
-                self._tell(attempt.handed_back(self._service.now(), "The worker lost the database before it began."))
-            raise Away(str(error)) from error
-        # A claim that took longer than its lease may be another's by now.
-        held = {(lease.run_id, lease.attempt): claimed[lease.run_id, lease.attempt] for lease in begun}
-        with self._lock:
-            self._held.update(held)
-        return [attempt.order for attempt in held.values()]
-
-    def _ours_until(self) -> float:
-        """Counted from before a renewal is asked for, so that it ends before the database's count does."""
-        return time.monotonic() + self._timing.lost_after_s
-
-    def execute(self, order: RunOrder) -> None:
-        """Run one claimed attempt to its end and have it reported soon.
-
-        What goes wrong in the run is its outcome, and raises nothing.
-        """
-        attempt = self._held[order.run_id, order.attempt]
-
-        def recorded(*, finished: bool) -> None:
-            with self._lock:
-                del self._held[attempt.key]
-                self.finished += finished
-
-        try:
-            outcome = self._outcome(attempt)
-        except BaseException:
-            # Held no more, it is not renewed for ever: another worker takes it over.
-            recorded(finished=False)
-            self._let_go()
-            raise
-        if outcome is None:
-            recorded(finished=False)
-            self._let_go()
-        else:
-            self._reporter.submit(outcome, partial(recorded, finished=outcome.handed_back is None))
-
-    def _outcome(self, attempt: Attempt) -> Outcome | None:
-        order = attempt.order
-        try:
-            report = self._service.engine.run(order, Progress(attempt, self._flush))
-        except Cancelled:
-            match attempt.reason:
-                case Stop.LOST:
-                    logger.warning("run %s: attempt %d lost its lease and was stopped", order.run_id, order.attempt)
-                    return None
-                case Stop.CANCELLED:
-                    return attempt.cancelled(self._service.now())
-                case _:
-                    return attempt.handed_back(self._service.now(), "The worker shut down.")
-        except Exception:
-            logger.exception("run %s: the engine failed", order.run_id)
-            report = RunReport(succeeded=False, error="The pipeline engine failed; the operators' log says why.")
-        return attempt.ended(self._service.now(), report)
-
-    def _flush(self, attempt: Attempt) -> None:
-        outcome = attempt.so_far(self._service.now())
-        if outcome is not None:
-            self._tell(outcome)
-
-    def _tell(self, outcome: Outcome) -> None:
-        self._reporter.submit(outcome, lambda: None)
-
-    def renew(self) -> bool:
-        """One heartbeat: renew all leases; stop what was cancelled, and what is held no more.
-
-        Answers whether the database did. While it does not, attempts end by themselves before they are another's.
-        """
-        with self._lock:
-            attempts = dict(self._held)
-        ours_until = self._ours_until()
-        try:
-            answer = leases.renew(self._service.datastore, self.worker_id, list(attempts), self._timing.lease_s)
-        except (Away, Superseded) as error:
-            logger.warning("the leases of %d runs could not be renewed: %s", len(attempts), error)
-            return False
-        held = {(lease.run_id, lease.attempt): lease for lease in answer}
-        for key, attempt in attempts.items():
-            if key not in held:
-                attempt.stop(Stop.LOST)
-                continue
-            attempt.ours_until = ours_until
-            if held[key].stop_asked:
-                attempt.stop(Stop.CANCELLED)
-        return True
-
-    @property
-    def holding(self) -> int:
-        """How many runs are in hand: claimed, and not yet recorded."""
-        with self._lock:
-            return len(self._held)
-
-    def wait_idle(self, timeout_s: float) -> None:
-        """Returns when nothing is in hand any more, or the time is up."""
-        until = time.monotonic() + timeout_s
-        while self.holding and time.monotonic() < until:
-            time.sleep(0.05)
-
-    def hand_back_all(self) -> None:
-        """Stop every run in hand; each goes back to the queue."""
-        with self._lock:
-            attempts = list(self._held.values())
-        for attempt in attempts:
-            attempt.stop(Stop.SHUTDOWN)
-
-
-def process_one(service: Service, worker_id: str, run_id: str | None = None) -> str | None:
-    """Claim one waiting run, or the one that is named, and execute it; returns its id, None when there was none."""
     with Worker(service, worker_id) as worker:
         orders = worker.claim(1, run_id)
         if not orders:
             return None
         beat_now = threading.Event()
         listener = Listener(service.dsn, {STOP: lambda _: beat_now.set()})
-        with _beside([_heartbeat(worker, beat_now, DEFAULT_TIMING)], Shutdown(), listener, beat_now):
+        parts = [_heartbeat(worker, beat_now, DEFAULT_TIMING)]
+        if stop is not None:
+            parts.append(_handing_back(worker, stop))
+        with _beside(parts, Shutdown(), listener, beat_now):
             worker.execute(orders[0])
     return orders[0].run_id
 
@@ -276,6 +96,15 @@ def _heartbeat(worker: Worker, beat_now: threading.Event, timing: Timing) -> Par
                 pause = timing.heartbeat_s if worker.renew() else timing.heartbeat_s / 5
 
     return Part("heartbeat", beat)
+
+
+def _handing_back(worker: Worker, due: threading.Event) -> Part:
+    def watch(stop: threading.Event) -> None:
+        while not stop.wait(_LOOK_S):
+            if due.is_set():
+                worker.hand_back_all()
+
+    return Part("hand-back", watch)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -60,8 +60,9 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
     waiting: dict[str, list[Start]] = defaultdict(list)
     allowed: set[str] = set()
     for (run_id, customer_id), run in zip(found, runs, strict=True):
-        state = run.must("No such run.")
-        if not state.ready(now):
+        state = run.state
+        # A row that somebody made or changed by hand must not keep the worker from all the others.
+        if state is None or state.customer_id != customer_id or not state.ready(now):
             continue
         if state.order.trigger_type is Trigger.ONBOARDING:
             allowed.add(run_id)
@@ -236,9 +237,13 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
         subscriptions, runs = tx.load(owners, [(UUID(lease.run_id), lease.customer_id) for lease in leases])
         released: dict[str, dict[str, bool | None]] = defaultdict(dict)
         for lease, run in zip(leases, runs, strict=True):
-            run.append(run.must("No such run.").expire(now, begun=lease.begun))
-            failed = run.must("No such run.").state is RunState.FAILED
-            released[lease.customer_id][lease.run_id] = False if failed else None
+            held = run.must("No such run.")
+            run.append(held.expire(now, begun=lease.begun))
+            state = run.must("No such run.").state
+            released[lease.customer_id][lease.run_id] = False if state is RunState.FAILED else None
+            if (held.state, state) == (RunState.RUNNING, RunState.CANCELLED) and not lease.begun:
+                # Asked for before the worker began: if none before it did either, the run never started.
+                give_back(tx, now, lease.run_id, replace(held, attempts_not_begun=held.attempts_not_begun + 1))
         _release(tx, now, {c: subscriptions[c] for c in released}, released)
         return [lease.run_id for lease in leases]
 

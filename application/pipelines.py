@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 from application.command import Command, Identifier, Request, new_id
 from application.platform import Platform, Transaction
 from application.ports import Catalogue, Template
-from domain.customer import Customer, Pipeline
+from domain.customer import MAX_PIPELINES, Customer, Pipeline
 from domain.refusals import Invalid, NotFound
 from domain.schedule import Schedule, next_slot, parse
 
@@ -126,7 +126,10 @@ class ChangePipeline(PipelineChange, Command):
 
 
 def change_pipeline(command: ChangePipeline, platform: Platform, catalogue: Catalogue) -> None:
-    """Another schedule, zone, state or parameters; the next slot is the first after this moment."""
+    """Another schedule, zone, state or parameters.
+
+    The next slot is the first after this moment. A slot that is due already is lost to another schedule or a rest only.
+    """
 
     def work(tx: Transaction) -> None:
         tx.lock([command.customer_id])
@@ -147,7 +150,11 @@ def change_pipeline(command: ChangePipeline, platform: Platform, catalogue: Cata
         if command.parameters is not None:
             template = known_template(catalogue, now.provider, now.domain, now.template)
             changed = replace(changed, parameters=checked_parameters(template, command.parameters))
-        customer.append(state.change_pipeline(command.config_id, changed, next_slot(schedule, command.at)))
+        slot = next_slot(schedule, command.at)
+        if (now.cron, now.timezone, now.is_active) == (changed.cron, changed.timezone, changed.is_active):
+            due = tx.session.due_pipelines([command.customer_id], command.at, MAX_PIPELINES)
+            slot = next((d.next_run_time for d in due if d.config_id == command.config_id), slot)
+        customer.append(state.change_pipeline(command.config_id, changed, slot))
 
     platform.transact(command, work)
 

@@ -130,8 +130,11 @@ class RetryRun(Command):
     new_run_id: str = Field(default_factory=new_id)
 
 
-def retry_run(command: RetryRun, platform: Platform) -> UUID:
-    """A new run with the same date and parameters as one that failed, was cancelled or skipped; returns its id."""
+def retry_run(command: RetryRun, platform: Platform, catalogue: Catalogue) -> UUID:
+    """A new run with the same date and parameters as one that failed, was cancelled or skipped; returns its id.
+
+    Raises what `request_run` does, and `Conflict` for a run in another state.
+    """
 
     def look(tx: Transaction) -> PipelineRun:
         return tx.run(_known(command.run_id), command.customer_id).must("No such run.")
@@ -139,6 +142,7 @@ def retry_run(command: RetryRun, platform: Platform) -> UUID:
     old = platform.transact(command, look)
     if old.state not in {RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}:
         raise Conflict(f"The run is {old.state}. Only a failed, cancelled or skipped run can be tried again.")
+    known_template(catalogue, old.order.provider, old.order.domain, old.order.template)
     order = RunScheduled(
         customer_id=old.customer_id,
         provider=old.order.provider,

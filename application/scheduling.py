@@ -1,31 +1,24 @@
 """From due slots to waiting runs: one step, shared by the scheduler process and POST /scheduler/trigger."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from functools import partial
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from typing import Final
 from uuid import UUID
 
 from pydantic import Field
 
 from application.command import Command
-from application.pipelines import known_template
 from application.platform import ONE_LANE, DuePipeline, Lane, Platform, Stream, Superseded, Transaction
 from application.ports import Catalogue
+from application.slots import Planned, plan
 from domain.customer import PipelineChanged
-from domain.identity import scheduled_run_id
-from domain.pipeline_run import PipelineRun, Priority, RunEvent, RunScheduled, Trigger
-from domain.refusals import NotFound
-from domain.schedule import Schedule, jitter, latest_slot, next_slot, run_date, slots_between
+from domain.pipeline_run import PipelineRun, RunEvent
+from domain.schedule import Schedule, next_slot
 from domain.subscription import Subscription, SubscriptionEvent, evolve
 
-LATE: Final = timedelta(seconds=60)
-CATCH_UP_WINDOW: Final = timedelta(hours=24)
-CATCH_UP_AT_MOST: Final = 100
-_MINUTES_IN_WINDOW: Final = 24 * 60 + 1
 OVERLAPPED: Final = "A newer slot of this pipeline came, and its overlap is cancel_running."
 
 Run = Stream[PipelineRun, RunEvent]
@@ -43,27 +36,14 @@ class Triggered:
         return Triggered(self.triggered + other.triggered, self.queued + other.queued, self.skipped + other.skipped)
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A slot's run, to be ordered once it is known on which day it counts.
-
-    `superseded`: a newer slot, seen together with it, ends it before it could wait.
-    """
-
-    run_id: UUID
-    due: DuePipeline
-    order: Callable[..., RunScheduled]
-    skip: str | None
-    superseded: bool
-
-
 class TriggerSchedules(Command):
-    """At most `batch` due pipelines are taken in one transaction.
+    """At most `batch` due pipelines are taken in one transaction, and no more of them than make `runs` runs.
 
     When more are due than fit into one, `lanes` transactions go on side by side, each with customers of its own.
     """
 
     batch: int = Field(default=500, ge=1, le=5000)
+    runs: int = Field(default=2000, ge=100, le=100_000)
     lanes: int = Field(default=2, ge=1, le=16)
 
 
@@ -101,8 +81,8 @@ def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalo
     if not due:
         return Triggered()
     tx.subscriptions(sorted({d.customer_id for d in due}))
+    due, planned = _planned(due, command, catalogue)
     earlier = _earlier_runs(tx, due, command.at, overlapped)
-    planned = [plan for d in due for plan in _plan(d, command.at, catalogue)]
     runs = tx.runs([(p.run_id, p.due.customer_id) for p in planned])
     fresh = [p for p in planned if not runs[p.run_id].exists]
 
@@ -117,8 +97,26 @@ def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalo
             state = run.must("")
             run.append(state.cancel(command.at, OVERLAPPED) if reason is None else state.skip(command.at, reason))
     _end(tx, [run for p in fresh if p.run_id in admitted for run in earlier.get(p.due.config_id, ())], command.at)
-    _move_on_the_rest(tx, command.at, due, {p.due.config_id for p in fresh})
+    unreadable = [p.due for p in planned if p.unreadable]
+    _rest(tx, unreadable)
+    _move_on_the_rest(tx, command.at, due, {d.config_id for d in [*unreadable, *(p.due for p in fresh)]})
     return Triggered(len(due), len(admitted), len(fresh) - len(admitted))
+
+
+def _planned(
+    due: Sequence[DuePipeline], command: TriggerSchedules, catalogue: Catalogue
+) -> tuple[Sequence[DuePipeline], list[Planned]]:
+    """Which of the due pipelines have their turn now, the first ones, and what they get.
+
+    Others wait for this transaction's customers, and for the log, until it is done.
+    """
+    planned: list[Planned] = []
+    for number, pipeline in enumerate(due):
+        runs = plan(pipeline, command.at, catalogue)
+        if planned and len(planned) + len(runs) > command.runs:
+            return due[:number], planned
+        planned += runs
+    return due, planned
 
 
 def _lock_overlapped(tx: Transaction, customer_ids: Sequence[str], now: datetime) -> set[str]:
@@ -147,10 +145,10 @@ def _earlier_runs(tx: Transaction, due: Sequence[DuePipeline], now: datetime, lo
 
 
 def _admit(
-    tx: Transaction, fresh: Sequence[_Planned], earlier: Mapping[str, Sequence[Run]], now: datetime
+    tx: Transaction, fresh: Sequence[Planned], earlier: Mapping[str, Sequence[Run]], now: datetime
 ) -> tuple[dict[UUID, date], dict[UUID, str]]:
     """Which runs were let in, with the day they count on, and why the others were not."""
-    wanting: dict[str, list[_Planned]] = defaultdict(list)
+    wanting: dict[str, list[Planned]] = defaultdict(list)
     for p in fresh:
         if p.skip is None and not p.superseded:
             wanting[p.due.customer_id].append(p)
@@ -205,6 +203,15 @@ def _end(tx: Transaction, earlier: Sequence[Run], now: datetime) -> None:
         tx.session.ask_to_stop(running)
 
 
+def _rest(tx: Transaction, due: Sequence[DuePipeline]) -> None:
+    """Pipelines whose schedule cannot be read rest until their owner gives them another one."""
+    customers = tx.customers([d.customer_id for d in due])
+    for d in due:
+        customer = customers[d.customer_id]
+        pipeline = replace(customer.must("No such customer.").pipeline(d.config_id), is_active=False)
+        customer.append([PipelineChanged(config_id=d.config_id, pipeline=pipeline, next_run_time=None)])
+
+
 def _move_on_the_rest(tx: Transaction, now: datetime, due: Sequence[DuePipeline], moved: set[str]) -> None:
     """A due slot whose run exists already (its pipeline was changed meanwhile): only the next slot is to be found."""
     rest = [d for d in due if d.config_id not in moved]
@@ -214,70 +221,3 @@ def _move_on_the_rest(tx: Transaction, now: datetime, due: Sequence[DuePipeline]
         pipeline = customer.must("No such customer.").pipeline(d.config_id)
         slot = next_slot(Schedule(d.cron, d.timezone), now)
         customer.append([PipelineChanged(config_id=d.config_id, pipeline=pipeline, next_run_time=slot)])
-
-
-def _plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[_Planned]:
-    """The runs that a due pipeline gets, oldest slot first."""
-    schedule = Schedule(due.cron, due.timezone)
-    if now - due.next_run_time <= LATE:
-        slots, following = [due.next_run_time], next_slot(schedule, due.next_run_time)
-    else:
-        slots, following = _missed_slots(due, schedule, now), next_slot(schedule, now)
-    try:
-        template = known_template(catalogue, due.provider, due.domain, due.template)
-        unknown = None
-    except NotFound as error:
-        template, unknown = None, str(error)
-    return [
-        _Planned(
-            run_id=scheduled_run_id(due.config_id, slot),
-            due=due,
-            order=partial(
-                RunScheduled,
-                customer_id=due.customer_id,
-                provider=due.provider,
-                domain=due.domain,
-                template=due.template,
-                pipeline_id=template.id if template else due.template,
-                trigger_type=Trigger.SCHEDULED,
-                trigger_by="scheduler",
-                run_date=run_date(slot, due.timezone, due.date_offset_days),
-                scheduled_for=slot,
-                priority=Priority.CATCH_UP if now - slot > LATE else Priority.SCHEDULED,
-                config_id=due.config_id,
-                next_run_time=following,
-                missed_since=due.next_run_time if slot == slots[0] and slot > due.next_run_time else None,
-                parameters=due.parameters,
-                not_before=_not_before(due, slot, now),
-            ),
-            superseded=due.overlap == "cancel_running" and slot != slots[-1],
-            skip=unknown or _reason_to_skip(due, slot, now, first=slot == slots[0]),
-        )
-        for slot in slots
-    ]
-
-
-def _not_before(due: DuePipeline, slot: datetime, now: datetime) -> datetime | None:
-    """When a worker may have the run at the earliest: what is late already is not held up further."""
-    if due.jitter_seconds == 0 or now - slot > LATE:
-        return None
-    return slot + jitter(due.config_id, timedelta(seconds=due.jitter_seconds))
-
-
-def _missed_slots(due: DuePipeline, schedule: Schedule, now: datetime) -> list[datetime]:
-    """The slots that a late pipeline still gets a run for, oldest first."""
-    if due.catch_up == "all":
-        since = max(due.next_run_time, now - CATCH_UP_WINDOW) - timedelta(microseconds=1)
-        slots = slots_between(schedule, since, now, _MINUTES_IN_WINDOW)[-CATCH_UP_AT_MOST:]
-        if slots:
-            return slots
-    newest = latest_slot(schedule, due.next_run_time - timedelta(microseconds=1), now)
-    return [newest or due.next_run_time]
-
-
-def _reason_to_skip(due: DuePipeline, slot: datetime, now: datetime, *, first: bool) -> str | None:
-    if due.catch_up == "none" and now - slot > LATE:
-        return "The slot was missed, and the pipeline's catch_up is none."
-    if due.overlap == "skip" and (due.active_runs or not first):
-        return "An earlier run of this pipeline has not ended, and its overlap is skip."
-    return None

@@ -313,7 +313,7 @@ class Customer:
         return self.pipelines[config_id]
 
     def change_pipeline(self, config_id: str, pipeline: Pipeline, next_run_time: datetime) -> tuple[CustomerEvent, ...]:
-        """Another schedule, zone, state or parameters. The next slot lies after the change: nothing is caught up."""
+        """Another schedule, zone, state or parameters; `next_run_time` is the slot that it then waits for."""
         self._active()
         if self.pipeline(config_id) == pipeline:
             return ()

@@ -109,7 +109,8 @@ def post_reactivate(
     body: BecauseBody,
 ) -> CustomerView:
     """The customer goes on; its pipelines run at their next slot, and what was missed stays missed."""
-    reactivate(Reactivate(**caller.stamp, reason=body.reason), api.service.platform)
+    command = Reactivate(**caller.stamp | {"at": api.slot_clock()}, reason=body.reason)
+    reactivate(command, api.service.platform)
     return _customer(api, caller, response)
 
 

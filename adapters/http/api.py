@@ -45,16 +45,28 @@ class WarehouseFlag:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One application's parts. `slow` runs what may take minutes, so that short requests always find a thread."""
+    """One application's parts. `slow` runs what may take minutes, so that short requests always find a thread.
+
+    Once `stopping` is set, what takes minutes is to come to an end.
+    """
 
     service: Service
     now: Callable[[], datetime]
     outcomes: Outcomes = field(default_factory=Outcomes)
     warehouse_flag: WarehouseFlag = field(default_factory=WarehouseFlag)
     figures: Figures = field(default_factory=Figures)
+    stopping: threading.Event = field(default_factory=threading.Event)
     slow: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="api-slow")
     )
+
+    def slot_clock(self) -> datetime:
+        """The database's clock, by which slots come due: seen by one that is ahead, a next slot would pass over some.
+
+        Raises `Away` with the database.
+        """
+        with self.service.store.transaction() as session:
+            return session.now()
 
     async def slowly(self, work: Callable[[], Result]) -> Result:
         """The result of work that may take minutes."""

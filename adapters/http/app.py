@@ -85,6 +85,7 @@ def create_app(service: Service, *, now: Callable[[], datetime] = utc_now) -> Fa
         try:
             yield
         finally:
+            api.stopping.set()
             await asyncio.to_thread(listener.stop)
             await asyncio.to_thread(api.slow.shutdown, cancel_futures=True)
 

@@ -69,7 +69,7 @@ def post_backfill(
     response: Response,
     body: Annotated[Days, Body(examples=[{"from": "2025-10-01", "to": "2025-10-31", "reason": "Late invoices."}])],
 ) -> BackfillAnswer:
-    """One run of the pipeline for each day, in order, with the pipeline's own parameters; at most 366 days.
+    """One run of the pipeline for each day, the oldest first, with the pipeline's own parameters; at most 366 days.
 
     The runs count against today's and this month's quota, and run behind all others, in at most half of the concurrent
     places. What finds no room is not queued: ask for it again from `next_from` on, under the same `backfill_id` if it

@@ -170,7 +170,7 @@ def _provision(api: Api, caller: Caller, customer_id: str, run_id: str) -> tuple
         command = Provision(**caller.stamp, customer_id=customer_id)
         tables = provision(command, service.platform, service.warehouse)
         api.warehouse_flag.raise_again()
-        process_one(service, f"api-{service.settings.worker_id}"[:80], run_id)
+        process_one(service, f"api-{service.settings.worker_id}"[:80], run_id, stop=api.stopping)
     except Away as away:
         api.warehouse_flag.lower()
         logger.warning("onboarding of %s goes on behind: %s", customer_id, away)

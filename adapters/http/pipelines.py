@@ -135,7 +135,8 @@ def post_pipeline(
     run waits for up to that long, the same time at every slot, so that pipelines of one schedule do not all start at
     once. Runs asked for by hand, retries and back-fill overlap with nothing.
     """
-    command = ConfigurePipeline(**caller.stamp, **body.model_dump(exclude_unset=True), config_id=name.new_id())
+    stamp = caller.stamp | {"at": api.slot_clock()}
+    command = ConfigurePipeline(**stamp, **body.model_dump(exclude_unset=True), config_id=name.new_id())
     config_id = configure_pipeline(command, api.service.platform, api.service.registry)
     return _read(api, caller.customer_id, config_id)
 
@@ -148,7 +149,8 @@ def patch_pipeline(
     body: Annotated[PipelineChange, Body(examples=[{"is_active": False}])],
 ) -> PipelineView:
     """Another schedule, zone, state or parameters. The next slot is the first after this moment."""
-    command = ChangePipeline(**caller.stamp, **body.model_dump(exclude_unset=True), config_id=config_id)
+    stamp = caller.stamp | {"at": api.slot_clock()}
+    command = ChangePipeline(**stamp, **body.model_dump(exclude_unset=True), config_id=config_id)
     change_pipeline(command, api.service.platform, api.service.registry)
     return _read(api, caller.customer_id, config_id)
 

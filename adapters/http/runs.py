@@ -180,7 +180,8 @@ async def post_retry(
     run = await run_in_threadpool(_own, api, caller, run_id)
     new_run_id = name.new_id()
     command = RetryRun(**caller.stamp, customer_id=run.customer_id, run_id=run_id, new_run_id=new_run_id)
-    return await _run_and_wait(api, new_run_id, partial(retry_run, command, api.service.platform), prefer, response)
+    ask = partial(retry_run, command, api.service.platform, api.service.registry)
+    return await _run_and_wait(api, new_run_id, ask, prefer, response)
 
 
 @history.get("", summary="List a customer's runs")

@@ -52,7 +52,8 @@ async def post_process_queue(
     name: RequestName,  # noqa: ARG001 - it makes nothing that needs an id
 ) -> Processed | NothingProcessed:
     """Claim one waiting run, execute it, and answer with its details; `processed: 0` when none waits."""
-    run_id = await api.slowly(partial(process_one, api.service, api_worker_id(api.service.settings.worker_id)))
+    name_of_worker = api_worker_id(api.service.settings.worker_id)
+    run_id = await api.slowly(partial(process_one, api.service, name_of_worker, stop=api.stopping))
     if run_id is None:
         return NothingProcessed()
     return await api.slowly(partial(_processed, api, run_id))

@@ -58,5 +58,5 @@ def post_resume(
     body: BecauseBody,
 ) -> SchedulesView:
     """Every active pipeline goes on at its next slot. What was missed stays missed: back-fill makes it good."""
-    command = ResumeSchedules(**caller.stamp, reason=body.reason)
+    command = ResumeSchedules(**caller.stamp | {"at": api.slot_clock()}, reason=body.reason)
     return _view(caller.customer_id, resume_schedules(command, api.service.platform))

@@ -252,4 +252,4 @@ def _started(work: Callable[[], T]) -> Future[T]:
 
 def _tell(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    _log.info("Try %d of a step did not succeed: %s.", state.attempt_number, explain(error).sentence if error else "")
+    _log.info("Try %d of a step did not succeed: %s", state.attempt_number, explain(error).sentence if error else "")

@@ -12,7 +12,7 @@ LOG: Final = "convergence_log"
 """Events were appended: projectors go on."""
 
 QUEUE: Final = "convergence_queue"
-"""A run waits, or a place came free: workers look."""
+"""A run waits, a place came free, or a customer was suspended, whose waiting runs end: workers look."""
 
 SCHEDULES: Final = "convergence_schedules"
 """A next slot changed: schedulers look."""
@@ -23,7 +23,15 @@ ENDED: Final = "convergence_ended"
 STOP: Final = "convergence_stop"
 """A running run was asked to stop."""
 
-_WAITING = pipeline_run.RunScheduled | pipeline_run.RunRequeued | subscription.SlotReleased | subscription.Resumed
+_WAITING = (
+    pipeline_run.RunScheduled
+    | pipeline_run.RunRequeued
+    | subscription.SlotReleased
+    | subscription.PlanChanged
+    | subscription.LimitsOverridden
+    | subscription.Paused
+    | subscription.Resumed
+)
 # Not RunScheduled: it moves the next slot away, and who sleeps until the old one finds that in time.
 _RESCHEDULED = customer.PipelineConfigured | customer.PipelineChanged | customer.Reactivated | customer.SchedulesResumed
 _ENDED = pipeline_run.RunCompleted | pipeline_run.RunFailed | pipeline_run.RunCancelled | pipeline_run.RunSkipped

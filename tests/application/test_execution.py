@@ -7,6 +7,7 @@ from application import customers
 from application.execution import LEASE_SECONDS
 from application.ports import Expectation, RunReport, StepReport
 from domain.subscription import SlotReleased, SlotTaken
+from projections.tables import PIPELINE_EXECUTION_QUEUE
 from tests.application.busy import Tables
 from tests.application.world import World, race
 
@@ -34,6 +35,26 @@ class TestClaiming:
         wanted = acme.request()
         assert [o.run_id for o in acme.claim(run_id=wanted)] == [wanted]
         assert acme.claim(run_id=wanted) == []
+
+    def test_passes_over_rows_that_are_nobodys_run(self, acme):
+        """Rows find, runs decide: what was put into the queue by hand costs a look and no more."""
+        ours = acme.request()
+        acme.onboard("other")
+        theirs = acme.request("other")
+        forged = "11111111-1111-4111-8111-111111111111"
+        columns = [c.name for c in PIPELINE_EXECUTION_QUEUE.columns]
+        listed = ", ".join({"run_id": "%s", "priority": "1"}.get(name, name) for name in columns)
+        copied = (
+            f"INSERT INTO pipeline_execution_queue ({', '.join(columns)}, position)"
+            f" SELECT {listed}, position FROM pipeline_execution_queue WHERE run_id = %s"
+        )
+        acme.execute(copied, forged, ours)
+        acme.execute("UPDATE pipeline_execution_queue SET customer_id = 'acme' WHERE run_id = %s", theirs)
+        for _ in range(3):
+            claimed = {order.run_id for order in acme.claim(limit=1)}
+            assert claimed <= {ours}
+        assert acme.run(ours)["state"] == "RUNNING"
+        assert {acme.run(theirs)["state"], *acme.states(customer_id="other")} == {"PENDING"}
 
     def test_in_the_order_of_priority_and_age(self, acme):
         acme.limits(max_concurrent_pipelines=50)

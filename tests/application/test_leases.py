@@ -116,6 +116,34 @@ class TestTakingOver:
         acme.take_over()
         assert acme.run(run_id)["state"] == "CANCELLED"
 
+    def test_a_cancelled_one_that_never_began_gives_its_unit_back(self, acme):
+        run_id = acme.request()
+        for _ in range(2):
+            acme.claim(begin=False)
+            expire(acme)
+            acme.take_over()
+        acme.claim(begin=False)
+        acme.cancel(run_id)
+        expire(acme)
+        acme.take_over()
+        assert acme.run(run_id)["state"] == "CANCELLED"
+        assert acme.usage() == (0, 0, 0)
+        assert acme.take_over() == []
+
+    @pytest.mark.parametrize("begin", [(True, False), (False, True)])
+    def test_but_not_one_that_began_in_any_attempt(self, acme, begin):
+        """The control."""
+        run_id = acme.request()
+        acme.claim(begin=begin[0])
+        expire(acme)
+        acme.take_over()
+        acme.claim(begin=begin[1])
+        acme.cancel(run_id)
+        expire(acme)
+        acme.take_over()
+        assert acme.run(run_id)["state"] == "CANCELLED"
+        assert acme.usage() == (1, 1, 0)
+
     def test_by_many_at_once_frees_each_place_once(self, acme):
         for _ in range(5):
             acme.request()

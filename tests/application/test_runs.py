@@ -193,3 +193,15 @@ class TestTryingAgain:
         acme.report(acme.claim(), cancelled=True)
         with pytest.raises(QuotaExceeded):
             acme.retry(old)
+
+    def test_of_a_template_that_is_gone_takes_no_unit(self, acme):
+        old = acme.request()
+        acme.cancel(old)
+        gone = ("gcp", "example", "dryrun")
+        acme.catalogue.names.remove(gone)
+        with pytest.raises(NotFound, match="No such pipeline template"):
+            acme.retry(old)
+        assert acme.usage() == (0, 0, 0)
+        acme.catalogue.names.add(gone)
+        acme.retry(old)
+        assert acme.usage() == (1, 1, 0)

@@ -201,6 +201,10 @@ def test_a_lease_that_nobody_takes_over(acme):
     assert sentences(acme) == [
         "Worker stranger is dead and holds 1 run. No worker lives to take them over. Start one: convergence worker."
     ]
+    born(acme, "w3")
+    assert "Nothing, for a minute: another worker takes them over." in sentences(acme)[0]
+    acme.execute("UPDATE processes SET started_at = now() - interval '2 minutes'")
+    assert "Look at the other workers' logs: none takes them over." in sentences(acme)[0]
 
 
 def test_a_run_that_no_worker_starts(acme):

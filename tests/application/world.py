@@ -141,7 +141,8 @@ class World:
         runs.cancel_run(runs.CancelRun(**self.stamp(), customer_id=customer_id, run_id=run_id), self.platform)
 
     def retry(self, run_id: str, customer_id: str = "acme") -> str:
-        return str(runs.retry_run(runs.RetryRun(**self.stamp(), customer_id=customer_id, run_id=run_id), self.platform))
+        command = runs.RetryRun(**self.stamp(), customer_id=customer_id, run_id=run_id)
+        return str(runs.retry_run(command, self.platform, self.catalogue))
 
     def suspend(self, customer_id: str = "acme") -> None:
         customers.suspend(customers.Suspend(**self.stamp(), customer_id=customer_id, reason="unpaid"), self.platform)

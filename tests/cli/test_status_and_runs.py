@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -144,6 +146,27 @@ def test_status_is_watched_until_ctrl_c(terminal, acme):
     assert looks[0]["now"] < looks[1]["now"]
     code, _, err = ended(watch)
     assert (code, err) == (0, "")
+
+
+def test_what_is_wrong_is_on_the_screen_of_a_small_terminal(terminal, acme):
+    """The tables are longer than the screen."""
+    acme.request()
+    acme.execute("UPDATE scheduled_pipeline_runs SET created_at = now() - interval '90 seconds'")
+    ours, its = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        termios.tcsetwinsize(its, (10, 100))
+        settings = {name: value for name, value in terminal.settings.items() if name != "COLUMNS"}
+        watch = subprocess.Popen(
+            [CONVERGENCE, "status", "--watch"], env={**settings, "TERM": "xterm"}, stdin=its, stdout=its, stderr=its
+        )
+        terminal.processes.append(watch)
+        os.close(its)
+        seen = b""
+        # The terminal leaves its other screen at the end, where everything is printed.
+        while b"Database" not in seen:
+            seen += screen.read(4096)
+        assert "A run that could start has waited" in seen.decode(errors="replace")
+        assert "Waiting customer" not in seen.decode(errors="replace")
 
 
 def test_status_is_watched_while_the_database_goes_away(terminal, acme, database_url, postgres_server):

@@ -61,9 +61,17 @@ def test_what_happens_wakes_those_whom_it_concerns(acme, heard):
     acme.pipeline()
     assert collect(heard, acme) == {(channels.SCHEDULES, "")}
     acme.suspend()
-    assert collect(heard, acme) == set()
+    assert collect(heard, acme) == {(channels.QUEUE, "")}
     acme.reactivate()
     assert collect(heard, acme) == {(channels.SCHEDULES, ""), (channels.QUEUE, "")}
+
+
+def test_more_places_wake_workers(acme, heard):
+    acme.limits(max_concurrent_pipelines=9)
+    assert collect(heard, acme) == {(channels.QUEUE, "")}
+    # The control: what changes nothing for waiting runs wakes nobody.
+    acme.onboard("other")
+    assert (channels.QUEUE, "") not in collect(heard, acme)
 
 
 def test_many_ends_fit_into_messages(acme, heard):

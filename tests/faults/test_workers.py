@@ -15,8 +15,9 @@ from adapters.postgres.event_log import Datastore
 from adapters.postgres.store import PostgresStore
 from adapters.postgres.waiting import seconds_until_ready
 from adapters.process import Unable
+from adapters.runs_in_hand import Timing, Worker
 from adapters.scheduler import _take_over_all, run_takeover
-from adapters.worker import Timing, Worker, run_worker
+from adapters.worker import run_worker
 from application.platform import Platform
 from application.ports import Away, RunReport
 from domain.pipeline_run import RunClaimed, RunRequeued

@@ -18,8 +18,9 @@ from adapters.bootstrap import Service, build, origin, utc_now
 from adapters.kms.local import LocalKeyFile
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.store import PostgresSession, PostgresStore
+from adapters.runs_in_hand import Timing
 from adapters.settings import Settings
-from adapters.worker import Timing, run_worker
+from adapters.worker import run_worker
 from application.execution import Outcome, ReportOutcomes, report_outcomes
 from application.platform import Lease, Platform
 from application.ports import Cancelled, RunOrder, RunProgress, RunReport

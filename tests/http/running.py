@@ -56,6 +56,7 @@ class Quick:
         self.go = threading.Event()
         self.go.set()
         self.report = RunReport(succeeded=True, rows=3)
+        self.table = "t"
 
     def run(self, order: RunOrder, progress: RunProgress) -> RunReport:
         while not self.go.wait(0.02):
@@ -63,7 +64,9 @@ class Quick:
         at = datetime.now(UTC)
         met = Expectation(name="rows", passed=False, severity="warn", observed="3 rows")
         progress.finished(
-            StepReport(0, "count", "data_quality", "COMPLETED", at, at, rows=3, target_table="t", expectations=(met,))
+            StepReport(
+                0, "count", "data_quality", "COMPLETED", at, at, rows=3, target_table=self.table, expectations=(met,)
+            )
         )
         return self.report
 

@@ -45,6 +45,35 @@ class TestPipelines:
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["field"] == next(iter(wrong))
 
+    @pytest.mark.parametrize("hours", [1, -1], ids=["ahead", "behind"])
+    def test_a_wrong_clock_passes_over_no_slot_and_adds_none(self, api, acme, admin, hours):
+        """Slots come due by the database's clock, so that is what the next one is found by."""
+
+        def away(instant: str) -> float:
+            return (datetime.fromisoformat(instant) - datetime.now(UTC)).total_seconds()
+
+        because = {"json": {"reason": "test"}}
+        with api.clock.moved(hours=hours):
+            made = configure(acme, schedule_cron="0 0 1 1 *")
+            url = f"{scheduler(acme)}/pipelines/{made['config_id']}"
+            changed = acme.patch(url, json={"schedule_cron": "* * * * *"}).json()
+            assert -5 < away(changed["next_run_time"]) < 65
+            # The control: what is only shown goes by the clock that is wrong.
+            assert hours * 3600 - 5 < away(changed["next_slots"][0]["utc"]) < hours * 3600 + 65
+            assert -5 < away(configure(acme, schedule_cron="* * * * *")["next_run_time"]) < 65
+            for rest, wake in (
+                (lambda: acme.post(f"{scheduler(acme)}/pause", **because), f"{scheduler(acme)}/resume"),
+                (
+                    lambda: admin.post(f"/api/v1/admin/customers/{acme.id}/suspend", **because),
+                    f"/api/v1/admin/customers/{acme.id}/reactivate",
+                ),
+            ):
+                assert rest().status_code == 200
+                assert admin.post(wake, **because).status_code == 200
+                listed = acme.get(f"{scheduler(acme)}/pipelines").json()["items"]
+                assert len(listed) == 2
+                assert all(-5 < away(pipeline["next_run_time"]) < 65 for pipeline in listed)
+
 
 class TestPausing:
     def test_all_rest_and_go_on(self, acme):

@@ -164,6 +164,8 @@ class Book:
         """Nobody renewed the lease in time."""
         if run.stop_asked:
             self.release(run, "CANCELLED", now)
+            if not run.begun and run.attempt == run.idle + 1 and run.counted_on is not None:
+                run.counted_on = None
         elif not run.begun:
             self.requeue(run, now, now, spent=False)
             run.idle += 1

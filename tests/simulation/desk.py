@@ -64,7 +64,8 @@ class Desk:
             new_run_id=self._life.new_id(),
         )
         old = self._life.book.runs[run_id]
-        answer = self._life.attempt(lambda: runs.retry_run(command, self._life.platform))
+        life = self._life
+        answer = life.attempt(lambda: runs.retry_run(command, life.platform, life.world.catalogue))
         if isinstance(answer.value, PipelineRun):  # the answer to its first look was lost: it went no further
             return Answer(happened=False, heard=False)
         if answer.happened and old.state not in {"FAILED", "CANCELLED", "SKIPPED"}:

@@ -1,7 +1,7 @@
 """What customers do with their schedules, on the database and in the book, which must agree."""
 
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from application import backfill, pipelines, schedules
 from domain.identity import backfill_run_id
@@ -9,6 +9,9 @@ from domain.refusals import Forbidden, QuotaExceeded
 from tests.simulation.book import Run
 from tests.simulation.life import Answer, Life
 from tests.simulation.timetable import Pipeline
+
+_SCHEDULE: Final = ("cron", "timezone", "is_active")
+"""A change of none of these leaves the slots alone that wait to be triggered."""
 
 
 class Planner:
@@ -50,9 +53,12 @@ class Planner:
         )
         differs = any(getattr(pipeline, name) != value for name, value in changes.items())
         if answer.happened and answer.refusal is None and differs:
+            moved = any(getattr(pipeline, name) != changes.get(name, getattr(pipeline, name)) for name in _SCHEDULE)
+            waits = not moved and pipeline.due(at)
             for name, value in changes.items():
                 setattr(pipeline, name, value)
-            self._life.timetable.begin(pipeline, at)
+            if not waits:
+                self._life.timetable.begin(pipeline, at)
 
     def remove(self, pipeline: Pipeline, at: datetime) -> None:
         command = pipelines.RemovePipeline(
