@@ -13,9 +13,10 @@ from application.execution import Outcome
 from application.ports import Cancelled, RunOrder, RunReport, StepReport
 
 _FLUSH_STEPS_AFTER_S: Final = 1.0
-_BACKOFF_BASE_S: Final = 2.0
+_BACKOFF_BASE_S: Final = 15.0
+"""Three attempts then outlast an outage of a minute: what passes sooner, steps try again by themselves."""
 _BACKOFF_CAP_S: Final = 300.0
-_BACKOFF_DOUBLINGS: Final = 8
+_BACKOFF_DOUBLINGS: Final = 5
 """So many reach the cap. The attempt number of a run that was handed back often is far higher."""
 
 

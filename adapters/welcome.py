@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from adapters.bootstrap import Service, utc_now
 from adapters.mail.smtp import Undeliverable
 from application.ports import Mail
-from domain.customer import ApiKeyIssued
+from domain.customer_events import ApiKeyIssued
 from projections.follow import Placed
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,11 @@ from application.command import Command, Line, new_id
 from application.pipelines import known_template
 from application.platform import Platform, Transaction
 from application.ports import Catalogue
-from domain.customer import Pipeline
+from domain.customer_events import Pipeline
 from domain.identity import backfill_run_id
-from domain.pipeline_run import Priority, RunScheduled, Trigger
+from domain.pipeline_run import Priority
 from domain.refusals import Conflict, Invalid, QuotaExceeded, Refusal
+from domain.run_events import RunScheduled, Trigger
 from domain.schedule import run_date
 
 MOST_DAYS: Final = 366

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, SecretStr, StringConstraints, model_
 from application.command import Command, Identifier, Line, Request, new_id
 from application.platform import Platform, Transaction
 from application.ports import Purpose, SealedFor, Vault
-from domain.customer import CredentialAdded
+from domain.customer_events import CredentialAdded
 
 
 class Provider(StrEnum):

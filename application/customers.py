@@ -14,10 +14,12 @@ from application.pipelines import upcoming
 from application.platform import Platform, Transaction
 from application.ports import Purpose, SealedFor, Vault, Warehouse
 from domain import identity
-from domain.customer import KEY_LIFE, ApiKeyIssued, Customer, Onboarded
-from domain.pipeline_run import Priority, RunScheduled, Trigger
+from domain.customer import KEY_LIFE, Customer
+from domain.customer_events import ApiKeyIssued, Onboarded
+from domain.pipeline_run import Priority
 from domain.plans import Plan
 from domain.refusals import Conflict
+from domain.run_events import RunScheduled, Trigger
 from domain.subscription import open_subscription
 
 _ALPHANUMERIC = string.ascii_letters + string.digits

@@ -14,8 +14,9 @@ from application.command import Command
 from application.platform import Lease, Platform, Transaction
 from application.ports import RunOrder, RunReport, StepReport
 from application.runs import give_back
-from domain.pipeline_run import ExpectationMet, PipelineRun, RunState, StepFinished, Trigger
+from domain.pipeline_run import PipelineRun, RunState
 from domain.refusals import Conflict
+from domain.run_events import ExpectationMet, StepFinished, Trigger
 from domain.subscription import Start, Status
 
 LEASE_SECONDS: Final = 60.0

@@ -9,7 +9,8 @@ from pydantic import Field, StringConstraints
 from application.command import Command, Identifier, Request, new_id
 from application.platform import Platform, Transaction
 from application.ports import Catalogue, Template
-from domain.customer import MAX_PIPELINES, Customer, Pipeline
+from domain.customer import MAX_PIPELINES, Customer
+from domain.customer_events import Pipeline
 from domain.refusals import Invalid, NotFound
 from domain.schedule import Schedule, next_slot, parse
 

@@ -15,12 +15,15 @@ from application.command import Command
 from application.mapper import EventMapper, Recorded, topic_of
 from application.ports import Away
 from domain import customer, pipeline_run, subscription
-from domain.customer import Customer, CustomerEvent
+from domain.customer import Customer
+from domain.customer_events import CustomerEvent
 from domain.envelope import Envelope
 from domain.identity import customer_stream, subscription_stream
-from domain.pipeline_run import PipelineRun, RunEvent
+from domain.pipeline_run import PipelineRun
 from domain.refusals import NotFound
-from domain.subscription import Subscription, SubscriptionEvent
+from domain.run_events import RunEvent
+from domain.subscription import Subscription
+from domain.subscription_events import SubscriptionEvent
 
 
 class Owned(Protocol):

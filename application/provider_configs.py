@@ -7,7 +7,7 @@ from pydantic import EmailStr, Field, StringConstraints
 from application.command import Command, Identifier, Request, new_id
 from application.credentials import Provider
 from application.platform import Platform, Transaction
-from domain.customer import ProviderConfigured
+from domain.customer_events import ProviderConfigured
 
 Project = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9:.-]{2,61}[a-z0-9]$")]
 Dataset = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,1024}$", max_length=300)]

@@ -12,8 +12,9 @@ from application.mapper import Recorded
 from application.pipelines import checked_parameters, known_template
 from application.platform import Platform, Transaction
 from application.ports import Catalogue
-from domain.pipeline_run import PipelineRun, Priority, RunScheduled, RunState, Trigger
+from domain.pipeline_run import PipelineRun, Priority, RunState
 from domain.refusals import Conflict, NotFound, Refusal
+from domain.run_events import RunScheduled, Trigger
 
 Day = date  # a field of the same name would hide it
 

@@ -14,10 +14,12 @@ from application.command import Command
 from application.platform import ONE_LANE, DuePipeline, Lane, Platform, Stream, Superseded, Transaction
 from application.ports import Catalogue
 from application.slots import Planned, plan
-from domain.customer import PipelineChanged
-from domain.pipeline_run import PipelineRun, RunEvent
+from domain.customer_events import PipelineChanged
+from domain.pipeline_run import PipelineRun
+from domain.run_events import RunEvent
 from domain.schedule import Schedule, next_slot
-from domain.subscription import Subscription, SubscriptionEvent, evolve
+from domain.subscription import Subscription, evolve
+from domain.subscription_events import SubscriptionEvent
 
 OVERLAPPED: Final = "A newer slot of this pipeline came, and its overlap is cancel_running."
 

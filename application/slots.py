@@ -11,8 +11,9 @@ from application.pipelines import known_template
 from application.platform import DuePipeline
 from application.ports import Catalogue
 from domain.identity import scheduled_run_id
-from domain.pipeline_run import Priority, RunScheduled, Trigger
+from domain.pipeline_run import Priority
 from domain.refusals import Invalid, NotFound
+from domain.run_events import RunScheduled, Trigger
 from domain.schedule import Schedule, jitter, latest_slot, next_slot, run_date, slots_between
 
 LATE: Final = timedelta(seconds=60)

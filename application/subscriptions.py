@@ -7,7 +7,8 @@ from pydantic import Field
 from application.command import Command, Line
 from application.platform import Platform, Transaction
 from domain.plans import Overrides, Plan
-from domain.subscription import Subscription, SubscriptionEvent
+from domain.subscription import Subscription
+from domain.subscription_events import SubscriptionEvent
 
 Decision = Callable[[Subscription, Transaction], Iterable[SubscriptionEvent]]
 

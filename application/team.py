@@ -6,7 +6,7 @@ from pydantic import EmailStr, Field
 
 from application.command import Command, Identifier, Line, Request, new_id
 from application.platform import Platform, Transaction
-from domain.customer import TeamMemberAdded
+from domain.customer_events import TeamMemberAdded
 
 
 class Role(StrEnum):

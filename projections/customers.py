@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import singledispatch
 from typing import Any
 
-from domain.customer import (
+from domain.customer_events import (
     ApiKeyIssued,
     ApiKeyRetired,
     ApiKeyRevoked,

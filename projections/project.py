@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from domain import customer, pipeline_run, subscription
+from domain import customer_events, run_events, subscription_events
 from domain.envelope import Envelope
 from projections import customers, run_logs, runs, subscriptions
 from projections.rows import Change, RowChange
@@ -11,11 +11,11 @@ from projections.rows import Change, RowChange
 Rows = Callable[[Any, Envelope], Iterator[RowChange]]
 
 _CENTRAL: Final[dict[type, Rows]] = {
-    **{kind: customers.rows.dispatch(kind) for kind in customer.CustomerEvent.__args__},
-    **{kind: subscriptions.rows.dispatch(kind) for kind in subscription.SubscriptionEvent.__args__},
-    **{kind: runs.rows.dispatch(kind) for kind in pipeline_run.RunEvent.__args__},
+    **{kind: customers.rows.dispatch(kind) for kind in customer_events.CustomerEvent.__args__},
+    **{kind: subscriptions.rows.dispatch(kind) for kind in subscription_events.SubscriptionEvent.__args__},
+    **{kind: runs.rows.dispatch(kind) for kind in run_events.RunEvent.__args__},
 }
-_CUSTOMER: Final[dict[type, Rows]] = {kind: run_logs.rows.dispatch(kind) for kind in pipeline_run.RunEvent.__args__}
+_CUSTOMER: Final[dict[type, Rows]] = {kind: run_logs.rows.dispatch(kind) for kind in run_events.RunEvent.__args__}
 
 
 def central_rows(event: object, at: Envelope) -> Iterator[RowChange]:

@@ -6,7 +6,7 @@ from functools import singledispatch
 from typing import Any
 
 from domain.envelope import Envelope
-from domain.pipeline_run import (
+from domain.run_events import (
     CancelRequested,
     RunCancelled,
     RunClaimed,

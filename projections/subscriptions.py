@@ -5,7 +5,7 @@ from functools import singledispatch
 
 from domain.envelope import Envelope
 from domain.plans import Limits
-from domain.subscription import (
+from domain.subscription_events import (
     AdmissionsReturned,
     Cancelled,
     LimitsOverridden,

@@ -22,7 +22,7 @@ from application.customers import Issued, NewCustomer, Onboard, Provision, onboa
 from application.ports import Away
 from application.runs import run_history
 from domain import identity
-from domain.pipeline_run import RunCompleted, RunFailed
+from domain.run_events import RunCompleted, RunFailed
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix=API, tags=["Customers"], route_class=Route, dependencies=BY_CUSTOMER)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from application.mapper import Recorded
 from domain.envelope import Envelope
-from domain.pipeline_run import (
+from domain.run_events import (
     CancelRequested,
     RunCancelled,
     RunClaimed,

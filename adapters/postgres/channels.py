@@ -6,7 +6,7 @@ from typing import Any, Final
 from psycopg import Cursor
 
 from application.mapper import Recorded
-from domain import customer, pipeline_run, subscription
+from domain import customer_events, run_events, subscription_events
 
 LOG: Final = "convergence_log"
 """Events were appended: projectors go on."""
@@ -24,17 +24,22 @@ STOP: Final = "convergence_stop"
 """A running run was asked to stop."""
 
 _WAITING = (
-    pipeline_run.RunScheduled
-    | pipeline_run.RunRequeued
-    | subscription.SlotReleased
-    | subscription.PlanChanged
-    | subscription.LimitsOverridden
-    | subscription.Paused
-    | subscription.Resumed
+    run_events.RunScheduled
+    | run_events.RunRequeued
+    | subscription_events.SlotReleased
+    | subscription_events.PlanChanged
+    | subscription_events.LimitsOverridden
+    | subscription_events.Paused
+    | subscription_events.Resumed
 )
 # Not RunScheduled: it moves the next slot away, and who sleeps until the old one finds that in time.
-_RESCHEDULED = customer.PipelineConfigured | customer.PipelineChanged | customer.Reactivated | customer.SchedulesResumed
-_ENDED = pipeline_run.RunCompleted | pipeline_run.RunFailed | pipeline_run.RunCancelled | pipeline_run.RunSkipped
+_RESCHEDULED = (
+    customer_events.PipelineConfigured
+    | customer_events.PipelineChanged
+    | customer_events.Reactivated
+    | customer_events.SchedulesResumed
+)
+_ENDED = run_events.RunCompleted | run_events.RunFailed | run_events.RunCancelled | run_events.RunSkipped
 _IDS_PER_MESSAGE: Final = 200  # of 36 bytes and a comma: PostgreSQL takes 8,000 bytes
 
 
@@ -50,7 +55,7 @@ def announce(cursor: Cursor[Any], recorded: Iterable[Recorded]) -> None:
             messages[SCHEDULES, ""] = None
         if isinstance(event, _ENDED):
             ended.append(str(r.envelope.stream_id))
-        if isinstance(event, pipeline_run.CancelRequested):
+        if isinstance(event, run_events.CancelRequested):
             messages[STOP, str(r.envelope.stream_id)] = None
     for start in range(0, len(ended), _IDS_PER_MESSAGE):
         messages[ENDED, ",".join(ended[start : start + _IDS_PER_MESSAGE])] = None

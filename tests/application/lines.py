@@ -9,7 +9,8 @@ from adapters.postgres.claims import Picker
 from adapters.postgres.store import PostgresStore
 from application.command import Command
 from application.platform import Platform, Transaction
-from domain.pipeline_run import Priority, RunScheduled, Trigger
+from domain.pipeline_run import Priority
+from domain.run_events import RunScheduled, Trigger
 from tests.application.world import World
 
 PRIORITIES = {

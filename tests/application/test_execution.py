@@ -6,7 +6,7 @@ from datetime import timedelta
 from application import customers
 from application.execution import LEASE_SECONDS
 from application.ports import Expectation, RunReport, StepReport
-from domain.subscription import SlotReleased, SlotTaken
+from domain.subscription_events import SlotReleased, SlotTaken
 from projections.tables import PIPELINE_EXECUTION_QUEUE
 from tests.application.busy import Tables
 from tests.application.world import World, race

@@ -12,7 +12,8 @@ from adapters.postgres.claims import Picker
 from adapters.postgres.store import PostgresSession, PostgresStore
 from application.platform import Platform
 from application.ports import RunOrder
-from domain.pipeline_run import Priority, Trigger
+from domain.pipeline_run import Priority
+from domain.run_events import Trigger
 from tests.application.lines import InOneLine, line_up, picking_with
 from tests.application.world import World
 

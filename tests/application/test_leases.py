@@ -8,7 +8,7 @@ import pytest
 
 from adapters.postgres import leases
 from application.platform import Superseded
-from domain.pipeline_run import RunRequeued
+from domain.run_events import RunRequeued
 from tests.application.world import Answer, World, race, until
 
 

@@ -12,7 +12,7 @@ from application.customers import ChangeContact, change_contact
 from application.platform import SNAPSHOT_EVERY, Platform, Superseded, Transaction
 from application.ports import Away
 from domain import subscription
-from domain.customer import ContactChanged
+from domain.customer_events import ContactChanged
 from domain.identity import customer_stream, subscription_stream
 from domain.plans import Plan
 from domain.refusals import Conflict

@@ -11,7 +11,7 @@ from application import customers, team
 from application.credentials import AddCredential, add_credential
 from application.ports import Purpose, SealedFor
 from application.provider_configs import ConfigureProvider, configure_provider
-from domain.customer import Onboarded, ProviderConfigured, TeamMemberAdded
+from domain.customer_events import Onboarded, ProviderConfigured, TeamMemberAdded
 from tests.application.world import World
 
 COMPANY, EMAIL, PERSON = "Canary Company 4711", "canary4711@example.com", "Canary Person 4711"

@@ -6,7 +6,7 @@ from uuid import uuid4
 from adapters.bootstrap import Service, origin
 from application.command import Command
 from application.platform import Transaction
-from domain.customer import ApiKeyIssued, Onboarded, Pipeline, PipelineConfigured
+from domain.customer_events import ApiKeyIssued, Onboarded, Pipeline, PipelineConfigured
 from domain.plans import Overrides, Plan
 from domain.subscription import open_subscription
 

@@ -5,10 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from domain import customer
-from domain.customer import (
-    MAX_CREDENTIALS,
-    MAX_PIPELINES,
-    MAX_PROVIDER_CONFIGS,
+from domain.customer import MAX_CREDENTIALS, MAX_PIPELINES, MAX_PROVIDER_CONFIGS, Status
+from domain.customer_events import (
     ApiKeyIssued,
     ApiKeyRetired,
     ApiKeyRevoked,
@@ -24,7 +22,6 @@ from domain.customer import (
     ProviderConfigRemoved,
     ProviderConfigured,
     Reactivated,
-    Status,
     Suspended,
     TeamMemberAdded,
     TeamMemberRemoved,

@@ -8,11 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from domain.pipeline_run import (
-    MAX_ATTEMPTS,
+from domain.pipeline_run import MAX_ATTEMPTS, PipelineRun, Priority, RunState, evolve
+from domain.refusals import Conflict
+from domain.run_events import (
     CancelRequested,
-    PipelineRun,
-    Priority,
     RunCancelled,
     RunClaimed,
     RunCompleted,
@@ -20,12 +19,9 @@ from domain.pipeline_run import (
     RunRequeued,
     RunScheduled,
     RunSkipped,
-    RunState,
     StepFinished,
     Trigger,
-    evolve,
 )
-from domain.refusals import Conflict
 from tests.domain.story import Story
 
 NOON = datetime(2025, 11, 17, 12, 0, tzinfo=UTC)

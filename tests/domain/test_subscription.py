@@ -6,11 +6,11 @@ from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
-from domain import subscription
+from domain import subscription_events
 from domain.plans import LIMITS, Overrides, Plan
 from domain.refusals import Conflict, Forbidden, Invalid, Limit, QuotaExceeded
-from domain.subscription import (
-    Admission,
+from domain.subscription import Admission, Start, evolve, open_subscription
+from domain.subscription_events import (
     AdmissionsReturned,
     Cancelled,
     LimitsOverridden,
@@ -19,10 +19,7 @@ from domain.subscription import (
     RunsAdmitted,
     SlotReleased,
     SlotTaken,
-    Start,
     UsageReset,
-    evolve,
-    open_subscription,
 )
 from domain.usage import Usage
 from tests.domain.story import Story
@@ -380,7 +377,9 @@ def test_no_event_is_an_increment():
         story.when(decide)
         [event] = story.decided
         assert evolve(story.state, event) == story.state
-    assert {RunsAdmitted, SlotTaken, SlotReleased, AdmissionsReturned} < set(subscription.SubscriptionEvent.__args__)
+    assert {RunsAdmitted, SlotTaken, SlotReleased, AdmissionsReturned} < set(
+        subscription_events.SubscriptionEvent.__args__
+    )
 
 
 class TestResetAndReturned:

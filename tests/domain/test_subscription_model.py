@@ -18,12 +18,8 @@ from hypothesis.stateful import (
 
 from domain.plans import LIMITS, Overrides, Plan
 from domain.refusals import Conflict, QuotaExceeded
-from domain.subscription import (
-    SlotReleased,
-    SlotTaken,
-    Start,
-    Subscription,
-)
+from domain.subscription import Start, Subscription
+from domain.subscription_events import SlotReleased, SlotTaken
 from domain.usage import Usage
 from tests.domain.test_subscription import admit, opened
 

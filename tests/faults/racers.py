@@ -18,8 +18,9 @@ from adapters.settings import Settings
 from application.command import Command
 from application.platform import Transaction
 from application.ports import RunOrder, RunReport, StepReport
-from domain.pipeline_run import Priority, RunClaimed, RunScheduled, Trigger
+from domain.pipeline_run import Priority
 from domain.refusals import Limit, QuotaExceeded
+from domain.run_events import RunClaimed, RunScheduled, Trigger
 from tests.application.world import World
 from tests.http.running import ADMIN, NOWHERE
 

@@ -8,14 +8,7 @@ import pytest
 
 from application.command import Command
 from application.platform import Transaction
-from domain.pipeline_run import (
-    RunCancelled,
-    RunClaimed,
-    RunCompleted,
-    RunFailed,
-    RunRequeued,
-    StepFinished,
-)
+from domain.run_events import RunCancelled, RunClaimed, RunCompleted, RunFailed, RunRequeued, StepFinished
 from tests.application.world import World
 from tests.faults import racers
 from tests.faults.racing import Racers

@@ -6,8 +6,9 @@ import pytest
 
 from domain import pipeline_run
 from domain.identity import subscription_stream
-from domain.pipeline_run import RunState, Trigger
-from domain.subscription import SlotTaken
+from domain.pipeline_run import RunState
+from domain.run_events import Trigger
+from domain.subscription_events import SlotTaken
 from tests.application.world import World
 from tests.faults import crowd
 from tests.faults.crowd import CUSTOMERS, Done

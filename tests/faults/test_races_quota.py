@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from domain.pipeline_run import RunCancelled, RunClaimed, RunCompleted, RunFailed, RunRequeued, RunScheduled
 from domain.refusals import Limit
-from domain.subscription import RunRefused
+from domain.run_events import RunCancelled, RunClaimed, RunCompleted, RunFailed, RunRequeued, RunScheduled
+from domain.subscription_events import RunRefused
 from tests.application.world import World
 from tests.faults import racers
 from tests.faults.racing import Racers

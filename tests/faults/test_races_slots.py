@@ -11,7 +11,7 @@ import pytest
 
 from application.command import Command
 from application.platform import Platform, Stream, Transaction
-from domain.pipeline_run import RunScheduled
+from domain.run_events import RunScheduled
 from tests.application.world import World
 from tests.faults import racers
 from tests.faults.racers import Due

@@ -20,7 +20,7 @@ from adapters.scheduler import _take_over_all, run_takeover
 from adapters.worker import run_worker
 from application.platform import Platform
 from application.ports import Away, RunReport
-from domain.pipeline_run import RunClaimed, RunRequeued
+from domain.run_events import RunClaimed, RunRequeued
 from tests.application.world import until
 from tests.faults.journal import Journal
 from tests.faults.workers import (

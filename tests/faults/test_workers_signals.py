@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from domain.pipeline_run import RunClaimed, RunRequeued
+from domain.run_events import RunClaimed, RunRequeued
 from tests.application.world import World, until
 from tests.faults.journal import one_at_a_time
 from tests.faults.workers import (

@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 
 from adapters.pipelines.registry import Registry
-from domain.pipeline_run import RunRequeued
+from domain.run_events import RunRequeued
 from tests.application.world import World, until
 
 CONVERGENCE = str(Path(sys.executable).with_name("convergence"))

@@ -24,7 +24,7 @@ from adapters.worker import run_worker
 from application.execution import Outcome, ReportOutcomes, report_outcomes
 from application.platform import Lease, Platform
 from application.ports import Cancelled, RunOrder, RunProgress, RunReport
-from domain.pipeline_run import RunCancelled, RunCompleted, RunEvent, RunFailed, RunSkipped
+from domain.run_events import RunCancelled, RunCompleted, RunEvent, RunFailed, RunSkipped
 from tests.application.world import World
 from tests.faults.journal import Journal
 

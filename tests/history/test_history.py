@@ -12,10 +12,10 @@ import pytest
 from application.mapper import UnreadableEvent
 from application.platform import SUBSCRIPTION
 from application.topics import TOPICS, UPCASTERS, Event
-from domain.customer import Onboarded
+from domain.customer_events import Onboarded
 from domain.personal import PersonalText
-from domain.pipeline_run import RunClaimed
 from domain.plans import Plan
+from domain.run_events import RunClaimed
 from domain.subscription import Subscription
 from tests.history.shapes import (
     GOLDEN,

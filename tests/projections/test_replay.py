@@ -20,7 +20,7 @@ from adapters.postgres import rows
 from adapters.postgres.checkpoints import PostgresCheckpoints, PostgresLog, leading
 from adapters.postgres.event_log import Datastore
 from application.mapper import UnreadableEvent
-from domain import customer, pipeline_run, subscription
+from domain import customer_events, run_events, subscription_events
 from projections.follow import Overtaken, Placed, catch_up, rows_into
 from projections.project import changes_of
 from projections.rows import Change
@@ -105,11 +105,11 @@ def test_the_busy_time_has_everything_in_it(lived):
     """The control of all that follows: a history in which little happened would prove little."""
     seen = {type(placed.event) for placed in events_of(lived)}
     every = {
-        *customer.CustomerEvent.__args__,
-        *subscription.SubscriptionEvent.__args__,
-        *pipeline_run.RunEvent.__args__,
+        *customer_events.CustomerEvent.__args__,
+        *subscription_events.SubscriptionEvent.__args__,
+        *run_events.RunEvent.__args__,
     }
-    assert every - seen == {subscription.Cancelled}  # which nothing decides yet
+    assert every - seen == {subscription_events.Cancelled}  # which nothing decides yet
 
 
 @pytest.mark.parametrize("batch", [1, 7, 100_000])

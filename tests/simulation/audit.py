@@ -7,7 +7,7 @@ from uuid import UUID
 from psycopg import sql
 
 from application.command import Command
-from domain.pipeline_run import (
+from domain.run_events import (
     RunCancelled,
     RunClaimed,
     RunCompleted,
@@ -17,7 +17,8 @@ from domain.pipeline_run import (
     RunSkipped,
     StepFinished,
 )
-from domain.subscription import LimitsOverridden, PlanChanged, RunRefused, Subscription, UsageReset
+from domain.subscription import Subscription
+from domain.subscription_events import LimitsOverridden, PlanChanged, RunRefused, UsageReset
 from projections.fold import fold
 from projections.follow import Placed
 from projections.project import changes_of

@@ -10,9 +10,10 @@ from application import execution, runs, scheduling
 from application.command import Command
 from application.platform import Lease, Platform, Transaction
 from application.ports import Catalogue, RunOrder
-from domain.pipeline_run import Priority, RunScheduled, Trigger
+from domain.pipeline_run import Priority
 from domain.refusals import QuotaExceeded
-from domain.subscription import SlotReleased
+from domain.run_events import RunScheduled, Trigger
+from domain.subscription_events import SlotReleased
 from tests.simulation.life import UseCases
 
 

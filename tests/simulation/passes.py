@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 
-from domain.pipeline_run import CancelRequested, RunCancelled, RunScheduled, RunSkipped
+from domain.run_events import CancelRequested, RunCancelled, RunScheduled, RunSkipped
 from projections.follow import Placed
 from tests.simulation.book import Book, Run
 from tests.simulation.timetable import LATE, Pipeline, Timetable
