@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -159,11 +159,13 @@ class TestLeases:
 
 
 class HeartbeatsFail(Datastore):
-    """Breaks down whenever the heartbeat asks something of it."""
+    """Breaks down whenever the heartbeat asks something of it while a run is executed."""
+
+    executing: Callable[[], object]
 
     @contextmanager
     def reading(self) -> Iterator:
-        if threading.current_thread().name == "heartbeat":
+        if threading.current_thread().name == "heartbeat" and self.executing():
             raise RuntimeError
         with super().reading() as cursor:
             yield cursor
@@ -171,7 +173,9 @@ class HeartbeatsFail(Datastore):
 
 def test_a_worker_that_lost_a_part_ends_and_hands_back_what_it_has(world, engine, parts):
     [run_id] = crowd(world, 1, tenths=6000)
-    broken = replace(parts, datastore=HeartbeatsFail(world.dsn, size=4))
+    datastore = HeartbeatsFail(world.dsn, size=4)
+    datastore.executing = engine.journal.entries
+    broken = replace(parts, datastore=datastore)
     with pytest.raises(Unable, match="The heartbeat failed: RuntimeError"):
         run_worker(broken, threading.Event(), timing=QUICK)
     broken.datastore.close()
