@@ -102,8 +102,11 @@ class Session(Protocol):
     def now(self) -> datetime:
         """The database's clock, for leases: workers' own clocks may be wrong."""
 
-    def lock_customers(self, customer_ids: Sequence[str]) -> None:
-        """Hold the rows of these customers, in the order of their ids, until the transaction ends."""
+    def lock_customers(self, customer_ids: Sequence[str]) -> datetime:
+        """Hold the rows of these customers, in the order of their ids, until the transaction ends.
+
+        Returns what the database's clock showed once all were held.
+        """
 
     def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
         """These streams, each in order: its snapshot of the given shape, if it has one, and the events after that."""
@@ -262,9 +265,9 @@ class Transaction:
         streams = self._load(wanted)
         return dict(zip(subscriptions, streams, strict=False)), streams[len(subscriptions) :]
 
-    def lock(self, customer_ids: Iterable[str]) -> None:
-        """Hold these customers against other deciders, before their streams are loaded."""
-        self.session.lock_customers(sorted(set(customer_ids)))
+    def lock(self, customer_ids: Iterable[str]) -> datetime:
+        """Hold these customers against other deciders, before their streams are loaded; since when, by the database."""
+        return self.session.lock_customers(sorted(set(customer_ids)))
 
     def _load(self, wanted: Sequence[tuple[Kind[Any, Any], UUID, str]]) -> list[Stream[Any, Any]]:
         missing = {i: Stream(kind, i, c) for kind, i, c in wanted if i not in self._streams}

@@ -66,6 +66,11 @@ _TAKE_LEASES: Final = (
     " ON CONFLICT (run_id) DO UPDATE SET worker_id = excluded.worker_id, attempt = excluded.attempt,"
     " expires_at = excluded.expires_at, stop_asked = false, begun = false"
 )
+# The clock is read after each lock was got: what the last row says is when all of them were held.
+_HOLD_CUSTOMERS: Final = (
+    "SELECT clock_timestamp() AS at FROM (SELECT 1 FROM customer_subscriptions"
+    " WHERE customer_id = ANY(string_to_array(%s, ',')) ORDER BY customer_id FOR UPDATE) AS held"
+)
 _HOLD_QUEUE: Final = (
     "SELECT 1 AS held FROM pipeline_execution_queue WHERE run_id = ANY(string_to_array(%s, ','))"
     " ORDER BY run_id FOR UPDATE"
@@ -96,18 +101,15 @@ class PostgresSession(Session):
         at: datetime = self._rows("SELECT clock_timestamp() AS at", ())[0]["at"]
         return at
 
-    def lock_customers(self, customer_ids: Sequence[str]) -> None:
-        if customer_ids:
-            self._rows(
-                "SELECT 1 AS held FROM customer_subscriptions WHERE customer_id = ANY(string_to_array(%s, ','))"
-                " ORDER BY customer_id FOR UPDATE",
-                (",".join(customer_ids),),
-            )
+    def lock_customers(self, customer_ids: Sequence[str]) -> datetime:
+        held = self._rows(_HOLD_CUSTOMERS, (",".join(customer_ids),)) if customer_ids else []
+        return held[-1]["at"] if held else self.now()
 
     def lock_runs(self, run_ids: Sequence[str]) -> None:
         wanted = (",".join(sorted(run_ids)),)
-        self._rows(_HOLD_QUEUE, wanted)
-        self._rows(_HOLD_LEASES, wanted)
+        with self._cursor.connection.pipeline():
+            self._cursor.execute(_HOLD_QUEUE, wanted, prepare=True)
+            self._cursor.execute(_HOLD_LEASES, wanted, prepare=True)
 
     def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
         wanted = (",".join(map(str, shapes)), ",".join(map(str, shapes.values())))
