@@ -12,6 +12,7 @@ from psycopg import sql
 from adapters.embedded.bigquery import EmbeddedBigQuery
 from adapters.embedded.child import free_port
 from adapters.embedded.postgres import EmbeddedPostgres
+from tests.databases import drop
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,12 +40,10 @@ def database_url(postgres_server, migrated_template) -> Iterator[str]:
     """A database of one's own, dropped afterwards together with any session that still uses it."""
     name = f"test_{uuid4().hex}"
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(migrated_template))
-    drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
     with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
         connection.execute(create)
     yield urlsplit(postgres_server.dsn)._replace(path=f"/{name}").geturl()
-    with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
-        connection.execute(drop)
+    drop(postgres_server.dsn, name)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from adapters.bootstrap import Service, build
 from adapters.postgres.schema import migrate
 from adapters.process import settle
 from adapters.settings import Settings
+from tests.databases import drop
 
 
 @contextmanager
@@ -22,8 +23,7 @@ def database(server: str) -> Iterator[str]:
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
     yield urlsplit(server)._replace(path=f"/{name}").geturl()
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    drop(server, name)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from adapters.pipelines.registry import Registry
 from adapters.settings import Settings
 from adapters.worker import run_worker
 from application.ports import Expectation, RunOrder, RunProgress, RunReport, StepReport
+from tests.databases import drop
 
 ADMIN = {"X-Admin-Key": "admin_key_12345"}
 NOWHERE = "http://127.0.0.1:1"
@@ -208,12 +209,8 @@ def running(
 def database(server_dsn: str, template: str) -> Iterator[str]:
     """A copy of a database, dropped afterwards."""
     name = f"http_{uuid4().hex}"
-    copied, dropped = (
-        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
-        sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)),
-    )
+    copied = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
     with psycopg.connect(server_dsn, autocommit=True) as connection:
         connection.execute(copied)
     yield urlsplit(server_dsn)._replace(path=f"/{name}").geturl()
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        connection.execute(dropped)
+    drop(server_dsn, name)

@@ -27,6 +27,7 @@ from projections.rows import Change
 from projections.tables import CENTRAL
 from tests.application.busy import Busy
 from tests.application.world import World
+from tests.databases import drop
 
 STEPS = 260
 
@@ -63,7 +64,7 @@ def database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
     with psycopg.connect(server.dsn, autocommit=True) as connection:
         connection.execute(create)
         yield urlsplit(server.dsn)._replace(path=f"/{name}").geturl()
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    drop(server.dsn, name)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import psycopg
 from psycopg import Connection, sql
 
 from tests.application.world import migrated
+from tests.databases import drop
 
 BEGINNING: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -38,8 +39,7 @@ def virtual_database(server: str) -> Iterator[str]:
     try:
         yield dsn
     finally:
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        drop(server, name)
 
 
 class VirtualClock:
