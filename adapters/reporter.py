@@ -32,8 +32,8 @@ class Reporter:
     """Records outcomes in the order they come, as many at a time as have gathered.
 
     While the database is away it tries again for `patience_s`; after that the leases of the runs are lost anyway, and
-    whoever takes them over starts them again. `in_hand` says how many attempts are not
-    recorded yet; `then` is called when some have been, once for all of them.
+    whoever takes them over starts them again. `in_hand` says how many attempts are not recorded yet; `then` is called
+    when some have been, once for all of them.
     """
 
     def __init__(

@@ -148,7 +148,10 @@ def patch_pipeline(
     config_id: str,
     body: Annotated[PipelineChange, Body(examples=[{"is_active": False}])],
 ) -> PipelineView:
-    """Another schedule, zone, state or parameters. The next slot is the first after this moment."""
+    """Another schedule, zone, state or parameters.
+
+    With another cron, zone or state the next slot is the first after this moment; otherwise it stays.
+    """
     stamp = caller.stamp | {"at": api.slot_clock()}
     command = ChangePipeline(**stamp, **body.model_dump(exclude_unset=True), config_id=config_id)
     change_pipeline(command, api.service.platform, api.service.registry)

@@ -155,6 +155,7 @@ class CloudKms:
     def _within_timeout(self, call: Callable[[float], _Answer], key: str) -> _Answer:
         """Call, again while the fault may pass, until the time is over. InvalidArgument is the caller's to name."""
         deadline = time.monotonic() + self._timeout_s
+        said: list[GoogleAPICallError] = []
 
         def attempt() -> _Answer:
             # Half of the time for one attempt leaves room for a second one, on a new connection.
@@ -166,6 +167,11 @@ class CloudKms:
                 if "checksum" in error.message.lower():
                     raise _Damaged from None
                 raise
+            except GoogleAPICallError as error:
+                # What the service said itself tells more than that our time was over in the last attempt.
+                if not isinstance(error, DeadlineExceeded):
+                    said.append(error)
+                raise
 
         retry = Retry(if_exception_type(*_PASSING), initial=0.05, maximum=0.5, multiplier=2, timeout=self._timeout_s)
         try:
@@ -173,7 +179,7 @@ class CloudKms:
         except InvalidArgument:
             raise
         except RetryError as error:
-            self._give_up(error.cause, key)
+            self._give_up(said[-1] if said and isinstance(error.cause, DeadlineExceeded) else error.cause, key)
         except (GoogleAPICallError, GoogleAuthError) as error:
             self._give_up(error, key)
 

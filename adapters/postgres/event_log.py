@@ -78,7 +78,7 @@ class Datastore(PostgresDatastore):
         )
 
     def register_type_adapters(self) -> None:
-        """Nothing: events are stored as arrays, and a process may start while the database is away."""
+        """Nothing: events are sent as JSON, and a process may start while the database is away."""
 
     @contextmanager
     def get_connection(self) -> Iterator[Connection[DictRow]]:

@@ -101,7 +101,9 @@ def waiting(datastore: Datastore, *, customers: int) -> list[dict[str, Any]]:
     instant), `limit` (all places are taken), `pipeline` (an earlier run of the same one), `backfill` (its half of the
     places is taken), or `worker`. What it costs follows from how many runs wait.
     """
-    with datastore.reading() as cursor:
+    with datastore.transaction_cursor() as cursor:
+        # Everything that waits is looked at here: joined one by one, it would cost what waits times what runs.
+        cursor.execute("SET LOCAL enable_hashjoin = on")
         return cursor.execute(_WAITING, {**_KINDS, "limit": customers}, prepare=True).fetchall()
 
 
