@@ -9,7 +9,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from adapters.bootstrap import Service
 from adapters.postgres.channels import LOG
-from adapters.postgres.checkpoints import leading
+from adapters.postgres.checkpoints import Lead, leading
 from adapters.postgres.listener import Listener
 from adapters.welcome import Welcomer
 from application.ports import Away
@@ -22,7 +22,7 @@ WELCOME: Final = "welcome"
 _GATHER_S: Final = 0.5
 """How long a woken projector waits for more events, so that a busy log is written in batches."""
 _MAX_SLEEP_S: Final = 30.0
-_STANDBY_S: Final = 5.0
+_STANDBY_S: Final = 2.0
 _NAP_S: Final = 0.5
 
 Before = Callable[[], object]
@@ -87,22 +87,26 @@ class Follower(threading.Thread):
 
     def _lead(self) -> None:
         while not self._stop_asked.is_set():
-            with leading(self._service.dsn, self._projection) as leads:
-                if leads:
-                    self._follow()
+            with leading(self._service.dsn, self._projection) as lead:
+                if lead:
+                    self._follow(lead)
             self._stop_asked.wait(_STANDBY_S)
 
-    def _follow(self) -> None:
+    def _follow(self, lead: Lead) -> None:
         service, stop = self._service, self._stop_asked
         if self._before is not None:
             self._before()
-        while not stop.is_set():
+
+        def ends() -> bool:
+            return stop.is_set() or lead.wanted()
+
+        while not ends():
             # Cleared before looking, so that what comes while we look wakes us again.
             self.wake.clear()
-            handled = catch_up(self._projection, service.log, self._handle, service.checkpoints, stop=stop.is_set)
+            handled = catch_up(self._projection, service.log, self._handle, service.checkpoints, stop=ends)
             if handled:
                 logger.debug("projection %s: %d events", self._projection, handled)
             waited = 0.0
-            while not stop.is_set() and waited < _MAX_SLEEP_S and not self.wake.wait(_NAP_S):
+            while not ends() and waited < _MAX_SLEEP_S and not self.wake.wait(_NAP_S):
                 waited += _NAP_S
             stop.wait(_GATHER_S)

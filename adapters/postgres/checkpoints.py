@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 from zlib import crc32
 
 import psycopg
 
 from adapters.postgres.event_log import Datastore, EventRecorder, connection_arguments, translated
+from adapters.postgres.reads import events
 from application.mapper import EventMapper
 from projections.follow import Overtaken, Placed
 
@@ -16,12 +18,18 @@ class PostgresLog:
 
     def __init__(self, recorder: EventRecorder, mapper: EventMapper) -> None:
         self._recorder = recorder
+        self._datastore = cast("Datastore", recorder.datastore)
         self._mapper = mapper
 
     def read(self, after: int, limit: int) -> Sequence[Placed]:
         """At most `limit` events after position `after`; raises `UnreadableEvent` at one this code cannot read."""
         with translated():
             found = self._recorder.select_notifications(start=after, limit=limit, inclusive_of_start=False)
+        return [Placed(r.event, r.envelope) for r in map(self._mapper.to_domain_event, found)]
+
+    def read_of(self, customer_id: str, after: int, limit: int) -> Sequence[Placed]:
+        """As `read`, but only events of this customer, its subscription and its runs."""
+        found = events.following(self._datastore, customer_id, after=after, limit=limit)
         return [Placed(r.event, r.envelope) for r in map(self._mapper.to_domain_event, found)]
 
     def end(self) -> int:
@@ -58,12 +66,49 @@ class PostgresCheckpoints:
                 raise Overtaken(projection)
 
 
+class Lead:
+    """Whether this process leads a projection: true or false as it stands."""
+
+    def __init__(self, connection: psycopg.Connection, key: tuple[int, int], *, held: bool) -> None:
+        self._connection = connection
+        self._key = key
+        self._held = held
+
+    def __bool__(self) -> bool:
+        return self._held
+
+    def wanted(self) -> bool:
+        """Whether another process waits to lead: a rebuild, which needs the tables to itself for a moment."""
+        with translated():
+            row = self._connection.execute(
+                "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objsubid = 2"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                " AND classid::bigint = %s AND objid::bigint = %s)",
+                [number % 2**32 for number in self._key],
+            ).fetchone()
+        return bool(row and row[0])
+
+
 @contextmanager
-def leading(dsn: str, projection: str) -> Iterator[bool]:
-    """Whether this process leads the projection. The lead ends with the block, or with the connection."""
+def leading(dsn: str, projection: str, *, wait_s: float = 0) -> Iterator[Lead]:
+    """The lead of a projection, if nobody has it, or gives it up within `wait_s`.
+
+    It ends with the block, or with the connection. Who leads looks now and then whether the lead is `wanted`.
+    """
+    key = (0x0C0F, crc32(projection.encode()) - 2**31)
     arguments = connection_arguments(dsn, name=f"lead {projection}")
     with translated(), psycopg.connect(**arguments, autocommit=True) as connection:
-        row = connection.execute(
-            "SELECT pg_try_advisory_lock(%s, %s)", (0x0C0F, crc32(projection.encode()) - 2**31)
-        ).fetchone()
-        yield bool(row and row[0])
+        yield Lead(connection, key, held=_take_lead(connection, key, wait_s))
+
+
+def _take_lead(connection: psycopg.Connection, key: tuple[int, int], wait_s: float) -> bool:
+    if wait_s:
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{wait_s * 1000:.0f}ms",))
+        connection.execute("SELECT set_config('statement_timeout', '0', false)")
+        try:
+            connection.execute("SELECT pg_advisory_lock(%s, %s)", key)
+        except psycopg.errors.LockNotAvailable:
+            return False
+        return True
+    row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", key).fetchone()
+    return bool(row and row[0])

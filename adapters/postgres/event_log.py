@@ -18,6 +18,7 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from adapters.postgres.json_rows import json_of
+from adapters.postgres.privileges import take_role
 from application.platform import Superseded
 from application.ports import Away
 
@@ -53,6 +54,7 @@ def connection_arguments(dsn: str, *, name: str) -> dict[str, Any]:
 
 def _configure(connection: Connection[DictRow]) -> None:
     set_json_loads(msgspec.json.decode, connection)
+    take_role(connection)
 
 
 class Datastore(PostgresDatastore):

@@ -1,7 +1,6 @@
 """Writing projected rows, set by set: one statement per table and shape, however many rows."""
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from psycopg import Cursor
@@ -9,12 +8,11 @@ from psycopg.sql import SQL, Composed, Identifier
 
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.schema import TYPES
-from projections.fold import fold
+from projections.fold import Folded, fold
 from projections.rows import Change, Scope, Table, Type
-from projections.tables import CENTRAL
+from projections.tables import EVERY
 
-_TABLES = {table.name: table for table in CENTRAL}
-_BYTES = {table.name: [c.name for c in table.columns if c.type is Type.BYTES] for table in CENTRAL}
+_BYTES = {table.name: [c.name for c in table.columns if c.type is Type.BYTES] for table in EVERY}
 _PLACED: Final = SQL("s.position")
 # What this session has just appended under the log's lock stands without a gap before its newest position.
 _JUST_APPENDED: Final = SQL("currval('stored_events_notification_id_seq') - %s + s.position")
@@ -35,28 +33,43 @@ def writes(changes: Sequence[Change], *, just_appended: int = 0) -> list[Write]:
 
     Positions of changes that follow from the `just_appended` events of this transaction count those from 1.
     """
-    shapes: dict[tuple[str, bool, tuple[str, ...]], list[dict[str, Any]]] = {}
-    for folded in fold(changes):
+    central = [folded for folded in fold(changes) if folded.table.scope is Scope.CENTRAL]
+    return writes_of(central, just_appended=just_appended)
+
+
+def writes_of(rows: Iterable[Folded], *, just_appended: int = 0) -> list[Write]:
+    """What writes these rows into the tables of their names, in whichever schema the connection looks first."""
+    shapes: dict[tuple[str, bool, tuple[str, ...]], tuple[Table, list[dict[str, Any]]]] = {}
+    for folded in rows:
         table = folded.table
-        if table.scope is not Scope.CENTRAL:
-            continue
         shape = (table.name, folded.whole, tuple(folded.values))
         values = {**folded.values, "position": folded.position}
         for name in _BYTES[table.name]:
             if (value := values.get(name)) is not None:
                 values[name] = "\\x" + value.hex()
-        shapes.setdefault(shape, []).append(values)
+        if shape not in shapes:
+            shapes[shape] = (table, [])
+        shapes[shape][1].append(values)
     count = [just_appended] if just_appended else []
     return [
-        (_statement(name, whole, columns, just_appended > 0), [*count, json_of(rows)])
-        for (name, whole, columns), rows in sorted(shapes.items(), key=lambda shape: (not shape[0][1], shape[0][0]))
+        (_statement(table, whole, columns, just_appended > 0), [*count, json_of(lines)])
+        for (_, whole, columns), (table, lines) in sorted(
+            shapes.items(), key=lambda shape: (not shape[0][1], shape[0][0])
+        )
     ]
 
 
-@cache
-def _statement(name: str, whole: bool, columns: tuple[str, ...], appended: bool) -> bytes:  # noqa: FBT001 - a cache key
-    # As bytes: the driver would put the pieces together anew at every execution.
-    return _composed(_TABLES[name], whole=whole, columns=columns, appended=appended).as_bytes(None)
+_statements: Final[dict[tuple[str, bool, tuple[str, ...], bool], bytes]] = {}
+
+
+def _statement(table: Table, whole: bool, columns: tuple[str, ...], appended: bool) -> bytes:  # noqa: FBT001
+    # Kept by the table's name: a table hashes over all of its columns. As bytes: the driver would put the pieces
+    # together anew at every execution.
+    key = (table.name, whole, columns, appended)
+    if (known := _statements.get(key)) is None:
+        known = _composed(table, whole=whole, columns=columns, appended=appended).as_bytes(None)
+        _statements[key] = known
+    return known
 
 
 def _composed(table: Table, *, whole: bool, columns: tuple[str, ...], appended: bool) -> Composed:

@@ -4,14 +4,19 @@
 together die of PostgreSQL's "tuple concurrently updated".
 """
 
+import logging
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, Final, LiteralString
 
 from psycopg import Connection
 from psycopg.sql import SQL, Composed, Identifier
 
+from adapters.postgres import privileges
 from projections.rows import Table, Type
 from projections.tables import CENTRAL
+
+logger = logging.getLogger(__name__)
 
 _LOCK: Final = 0x0C0F_FEE0
 TYPES: Final = {
@@ -24,40 +29,48 @@ TYPES: Final = {
     Type.JSON: SQL("jsonb"),
 }
 
-_PARTIAL_INDEXES: Final[tuple[LiteralString, ...]] = (
-    (
-        "CREATE INDEX IF NOT EXISTS queue_waiting ON pipeline_execution_queue (coalesce(date_bin("
-        "interval '10 seconds', not_before, timestamptz '2000-01-01 00:00Z'), timestamptz '-infinity'),"
-        " hashtext(customer_id), customer_id, priority, coalesce(not_before, timestamptz '-infinity'), scheduled_time,"
-        " run_id) WHERE state = 'PENDING' AND deleted_at IS NULL AND priority > 0"
+_PARTIAL_INDEXES: Final[Mapping[str, tuple[LiteralString, ...]]] = {
+    "pipeline_execution_queue": (
+        (
+            "CREATE INDEX IF NOT EXISTS queue_waiting ON pipeline_execution_queue (coalesce(date_bin("
+            "interval '10 seconds', not_before, timestamptz '2000-01-01 00:00Z'), timestamptz '-infinity'),"
+            " hashtext(customer_id), customer_id, priority, coalesce(not_before, timestamptz '-infinity'),"
+            " scheduled_time, run_id) WHERE state = 'PENDING' AND deleted_at IS NULL AND priority > 0"
+        ),
+        (
+            "CREATE INDEX IF NOT EXISTS queue_first ON pipeline_execution_queue (scheduled_time, run_id)"
+            " WHERE state = 'PENDING' AND deleted_at IS NULL AND priority = 0"
+        ),
+        (
+            "CREATE INDEX IF NOT EXISTS queue_not_before ON pipeline_execution_queue (not_before)"
+            " WHERE state = 'PENDING' AND deleted_at IS NULL AND not_before IS NOT NULL"
+        ),
+        (
+            "CREATE INDEX IF NOT EXISTS queue_running ON pipeline_execution_queue (customer_id)"
+            " WHERE state = 'RUNNING' AND deleted_at IS NULL"
+        ),
+        (
+            "CREATE INDEX IF NOT EXISTS queue_scheduled ON pipeline_execution_queue (config_id)"
+            " WHERE deleted_at IS NULL AND priority IN (30, 40)"
+        ),
     ),
-    (
-        "CREATE INDEX IF NOT EXISTS queue_first ON pipeline_execution_queue (scheduled_time, run_id)"
-        " WHERE state = 'PENDING' AND deleted_at IS NULL AND priority = 0"
+    "customer_pipeline_configs": (
+        (
+            "CREATE INDEX IF NOT EXISTS pipelines_due ON customer_pipeline_configs (next_run_time)"
+            " WHERE is_active AND deleted_at IS NULL AND next_run_time IS NOT NULL"
+        ),
     ),
-    (
-        "CREATE INDEX IF NOT EXISTS queue_not_before ON pipeline_execution_queue (not_before)"
-        " WHERE state = 'PENDING' AND deleted_at IS NULL AND not_before IS NOT NULL"
+    "scheduled_pipeline_runs": (
+        (
+            "CREATE INDEX IF NOT EXISTS runs_of_backfill ON scheduled_pipeline_runs (backfill_id)"
+            " WHERE backfill_id IS NOT NULL"
+        ),
     ),
-    (
-        "CREATE INDEX IF NOT EXISTS queue_running ON pipeline_execution_queue (customer_id)"
-        " WHERE state = 'RUNNING' AND deleted_at IS NULL"
+    "customer_profiles": (
+        "CREATE INDEX IF NOT EXISTS profiles_unprovisioned ON customer_profiles (created_at) WHERE NOT dataset_created",
+        "CREATE UNIQUE INDEX IF NOT EXISTS profiles_any_case ON customer_profiles (lower(customer_id))",
     ),
-    (
-        "CREATE INDEX IF NOT EXISTS pipelines_due ON customer_pipeline_configs (next_run_time)"
-        " WHERE is_active AND deleted_at IS NULL AND next_run_time IS NOT NULL"
-    ),
-    (
-        "CREATE INDEX IF NOT EXISTS queue_scheduled ON pipeline_execution_queue (config_id)"
-        " WHERE deleted_at IS NULL AND priority IN (30, 40)"
-    ),
-    (
-        "CREATE INDEX IF NOT EXISTS runs_of_backfill ON scheduled_pipeline_runs (backfill_id)"
-        " WHERE backfill_id IS NOT NULL"
-    ),
-    "CREATE INDEX IF NOT EXISTS profiles_unprovisioned ON customer_profiles (created_at) WHERE NOT dataset_created",
-    "CREATE UNIQUE INDEX IF NOT EXISTS profiles_any_case ON customer_profiles (lower(customer_id))",
-)
+}
 
 
 def migrate(connection: Connection[Any]) -> list[str]:
@@ -78,10 +91,11 @@ def migrate(connection: Connection[Any]) -> list[str]:
             connection.execute(text.encode())
             connection.execute("INSERT INTO schema_migrations (name) VALUES (%s)", (name,))
         for table in CENTRAL:
-            for statement in _definition(table):
+            connection.execute(create_table(table))
+            for statement in (*_new_columns(table), *indexes(table)):
                 connection.execute(statement)
-        for index in _PARTIAL_INDEXES:
-            connection.execute(index)
+        if not privileges.grant(connection):
+            logger.warning("The login may not make roles: the service can change events. See docs/operating.md.")
     return applied
 
 
@@ -107,18 +121,30 @@ def is_current(connection: Connection[Any]) -> bool:
     return done.issuperset(migrations()) and columns.issuperset(wanted)
 
 
-def _definition(table: Table) -> list[Composed]:
-    """Create the table, add columns that are new, and its indexes. Tables can be dropped and filled from the log."""
-    name = Identifier(table.name)
+def create_table(table: Table) -> Composed:
+    """The statement that makes a projected table, if it is not there, in the first schema of the search path.
+
+    Projected tables can be dropped and filled from the log.
+    """
     columns = [SQL("{} {}").format(Identifier(c.name), TYPES[c.type]) for c in table.columns]
     key = SQL(", ").join(map(Identifier, table.key))
     create = SQL("CREATE TABLE IF NOT EXISTS {} ({}, position bigint NOT NULL, PRIMARY KEY ({})) WITH (fillfactor=80)")
-    statements: list[Composed] = [create.format(name, SQL(", ").join(columns), key)]
-    statements += [SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {}").format(name, column) for column in columns]
-    statements += [
+    return create.format(Identifier(table.name), SQL(", ").join(columns), key)
+
+
+def _new_columns(table: Table) -> list[Composed]:
+    add = SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}")
+    return [add.format(Identifier(table.name), Identifier(c.name), TYPES[c.type]) for c in table.columns]
+
+
+def indexes(table: Table) -> list[Composed]:
+    """The statements that make a projected table's indexes beside its key, where they are not there."""
+    plain = [
         SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
-            Identifier("_".join((table.name, *index))[:63]), name, SQL(", ").join(map(Identifier, index))
+            Identifier("_".join((table.name, *index))[:63]),
+            Identifier(table.name),
+            SQL(", ").join(map(Identifier, index)),
         )
         for index in table.indexes
     ]
-    return statements
+    return [*plain, *(SQL(index).format() for index in _PARTIAL_INDEXES.get(table.name, ()))]

@@ -68,8 +68,8 @@ def test_a_projection_that_lags(alone):
 def test_a_projection_before_an_event_that_nobody_can_read(alone):
     alone.onboard()
     alone.service.checkpoints.advance("bigquery", 0, 1)
-    with alone.service.datastore.reading() as cursor:
-        cursor.execute("UPDATE stored_events SET topic = 'customer.unheard-of@9' WHERE notification_id = 2")
+    with psycopg.connect(alone.service.dsn) as owner:
+        owner.execute("UPDATE stored_events SET topic = 'customer.unheard-of@9' WHERE notification_id = 2")
     ready = alone.client().get("/readyz").json()
     assert ready["status"] == "degraded"
     assert "the event after position 1 cannot be read" in ready["problems"][0]
