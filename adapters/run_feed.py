@@ -121,7 +121,7 @@ class Feed:
         while not self._stop.is_set():
             try:
                 found, reached = run_events.after(self._datastore, self._position, limit=_PAGE)
-                return _transitions(self._datastore, list(map(_MAPPER.to_domain_event, found))), reached
+                return _transitions(self._datastore, [r for e in found for r in _MAPPER.to_domain_events(e)]), reached
             except Away as error:
                 if not away:
                     logger.warning("waiting: %s", error)

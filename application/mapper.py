@@ -1,7 +1,7 @@
 """Events to stored bytes and back: an envelope and the event's data as JSON, with personal fields sealed."""
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, Final, cast, get_args, get_type_hints
@@ -11,7 +11,7 @@ import msgspec
 from eventsourcing.persistence import Mapper, Notification, StoredEvent
 
 from application.ports import Purpose, SealedFor, Vault
-from application.topics import TOPICS, UPCASTERS, Event
+from application.topics import TOPICS, UPCASTERS, Data, Event
 from domain.envelope import Envelope, Origin
 from domain.personal import Personal
 
@@ -89,34 +89,40 @@ class EventMapper(Mapper[UUID]):
         )
 
     def to_domain_event(self, stored_event: StoredEvent) -> Recorded:
-        """Decode one stored event, carried over to its current shape; raises `UnreadableEvent`."""
-        try:
-            stored = _STORED.decode(stored_event.state)
-            topic, event = _decode(stored_event.topic, stored.data)
-        except (KeyError, msgspec.DecodeError) as error:
-            raise UnreadableEvent(
-                f"Event {stored_event.originator_version} of stream {stored_event.originator_id} "
-                f"({stored_event.topic}) cannot be read: {error}"
-            ) from error
-        envelope = Envelope(
-            stream_id=cast("UUID", stored_event.originator_id),
-            version=stored_event.originator_version,
-            topic=topic,
-            customer_id=stored.customer_id,
-            at=stored.at,
-            by=Origin(
-                actor=stored.actor,
-                command_id=stored.command_id,
-                correlation_id=stored.correlation_id,
-                request_id=stored.request_id,
-                causation_id=stored.causation_id,
-            ),
-            position=stored_event.id if isinstance(stored_event, Notification) else 0,
+        """The event that a stored one is; raises `UnreadableEvent`, also for one that came to be told as several."""
+        recorded = self.to_domain_events(stored_event)
+        if len(recorded) != 1:
+            raise UnreadableEvent(f"Event {stored_event.topic} is told as {len(recorded)} events now.")
+        return recorded[0]
+
+    def to_domain_events(self, stored_event: StoredEvent) -> Sequence[Recorded]:
+        """Decode a stored event, carried over to its current shape: usually one, never none.
+
+        Those that it is told as now stand at the same place. Raises `UnreadableEvent`.
+        """
+        stored, events = _decoded(stored_event)
+        by = Origin(
+            actor=stored.actor,
+            command_id=stored.command_id,
+            correlation_id=stored.correlation_id,
+            request_id=stored.request_id,
+            causation_id=stored.causation_id,
         )
-        names = _PERSONAL.get(type(event))
-        if names is not None:
-            event = self._opened(event, envelope, names)
-        return Recorded(event, envelope)
+        position = stored_event.id if isinstance(stored_event, Notification) else 0
+        recorded = []
+        for topic, event in events:
+            envelope = Envelope(
+                stream_id=cast("UUID", stored_event.originator_id),
+                version=stored_event.originator_version,
+                topic=topic,
+                customer_id=stored.customer_id,
+                at=stored.at,
+                by=by,
+                position=position,
+            )
+            names = _PERSONAL.get(type(event))
+            recorded.append(Recorded(event if names is None else self._opened(event, envelope, names), envelope))
+        return recorded
 
     def _sealed(self, event: Event, at: Envelope, names: tuple[str, ...]) -> Event:
         def seal(text: str, owner: SealedFor) -> str:
@@ -141,13 +147,33 @@ def _rewritten(event: Event, at: Envelope, names: tuple[str, ...], rewrite: Call
     return replace(event, **changed)
 
 
-def _decode(topic: str, data: msgspec.Raw) -> tuple[str, Event]:
-    if topic in _DATA:
-        return topic, _DATA[topic].decode(data)
-    upcast: tuple[str, dict[str, Any]] = (topic, msgspec.json.decode(data))
-    while upcast[0] not in TOPICS:
-        upcast = UPCASTERS[upcast[0]](upcast[1])
-    return upcast[0], msgspec.convert(upcast[1], TOPICS[upcast[0]])
+def check(stored_event: StoredEvent) -> None:
+    """Raises `UnreadableEvent` if this code cannot read the event. Sealed fields are not opened."""
+    _decoded(stored_event)
+
+
+def _decoded(stored_event: StoredEvent) -> tuple[_Stored, Sequence[tuple[str, Event]]]:
+    topic = stored_event.topic
+    try:
+        stored = _STORED.decode(stored_event.state)
+        if topic in _DATA:
+            return stored, ((topic, _DATA[topic].decode(stored.data)),)
+        return stored, [(newer, msgspec.convert(data, TOPICS[newer])) for newer, data in _upcast(topic, stored.data)]
+    except (KeyError, TypeError, msgspec.DecodeError) as error:
+        raise UnreadableEvent(
+            f"Event {stored_event.originator_version} of stream {stored_event.originator_id} "
+            f"({topic}) cannot be read: {error}"
+        ) from error
+
+
+def _upcast(topic: str, data: msgspec.Raw) -> Iterator[tuple[str, Data]]:
+    waiting: list[tuple[str, Data]] = [(topic, msgspec.json.decode(data))]
+    while waiting:
+        topic, fields_now = waiting.pop()
+        if topic in TOPICS:
+            yield topic, fields_now
+        else:
+            waiting += reversed(UPCASTERS[topic](fields_now))
 
 
 def topic_of(event: Event) -> str:

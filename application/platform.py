@@ -215,8 +215,9 @@ class Stream(Generic[State, Event]):
             self.state = self.kind.restored(stored.state)
             self.version = stored.version
         else:
-            event: Any = mapper.to_domain_event(stored).event
-            self.state = self.kind.evolve(self.state, event)
+            for recorded in mapper.to_domain_events(stored):
+                event: Any = recorded.event
+                self.state = self.kind.evolve(self.state, event)
             self.version = stored.originator_version
 
     def append(self, events: Iterable[Event]) -> None:
@@ -332,7 +333,7 @@ class Platform:
         """Every event of one stream in its envelope, oldest first; empty for a stream that never was."""
         with self._store.transaction() as session:
             stored = session.load({stream_id: 0})
-        return [self._mapper.to_domain_event(event) for event in stored if isinstance(event, StoredEvent)]
+        return [r for e in stored if isinstance(e, StoredEvent) for r in self._mapper.to_domain_events(e)]
 
     def _once(self, command: Command, work: Callable[[Transaction], Result]) -> Result:
         with self._store.transaction() as session:

@@ -3,7 +3,7 @@
 When the shape of an event changes, its version goes up here and an upcaster carries the old data over.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from domain import customer_events, run_events, subscription_events
@@ -29,7 +29,8 @@ TOPICS: Final[Mapping[str, type[Event]]] = {
     "customer.reactivated@1": customer_events.Reactivated,
     "customer.schedules-paused@1": customer_events.SchedulesPaused,
     "customer.schedules-resumed@1": customer_events.SchedulesResumed,
-    "customer.contact-changed@1": customer_events.ContactChanged,
+    "customer.company-renamed@1": customer_events.CompanyRenamed,
+    "customer.admin-email-changed@1": customer_events.AdminEmailChanged,
     "subscription.opened@1": subscription_events.Opened,
     "subscription.plan-changed@1": subscription_events.PlanChanged,
     "subscription.limits-overridden@1": subscription_events.LimitsOverridden,
@@ -39,8 +40,8 @@ TOPICS: Final[Mapping[str, type[Event]]] = {
     "subscription.slot-taken@2": subscription_events.SlotTaken,
     "subscription.slot-released@1": subscription_events.SlotReleased,
     "subscription.usage-reset@1": subscription_events.UsageReset,
-    "subscription.paused@1": subscription_events.Paused,
-    "subscription.resumed@1": subscription_events.Resumed,
+    "subscription.suspended@1": subscription_events.Suspended,
+    "subscription.reactivated@1": subscription_events.Reactivated,
     "subscription.cancelled@1": subscription_events.Cancelled,
     "run.scheduled@2": run_events.RunScheduled,
     "run.claimed@1": run_events.RunClaimed,
@@ -53,27 +54,44 @@ TOPICS: Final[Mapping[str, type[Event]]] = {
     "run.skipped@1": run_events.RunSkipped,
 }
 
-Upcaster = Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]
-"""Takes the data of an old topic and gives the newer topic with its data; chains until a current one is reached."""
+Data = dict[str, Any]
+Upcaster = Callable[[Data], Sequence[tuple[str, Data]]]
+"""Takes the data of an old topic and gives the newer topics with their data, in the order in which they count.
+
+Usually that is one. Each may be old itself: they are carried on until all are current. See docs/evolution.md.
+"""
 
 
-def _with_defaults(newer: str) -> Upcaster:
-    """The newer version only has more fields, and what they are when they are missing is what was true before."""
+def _as(newer: str) -> Upcaster:
+    """It goes by another name or version now, whose new fields are, where they are missing, what was true before."""
 
-    def upcast(data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        return newer, data
+    def upcast(data: Data) -> Sequence[tuple[str, Data]]:
+        return ((newer, data),)
 
     return upcast
 
 
+def _contact_changed(data: Data) -> Sequence[tuple[str, Data]]:
+    """One event said both, whichever of them had changed."""
+    return (
+        ("customer.company-renamed@1", {"company_name": data["company_name"]}),
+        ("customer.admin-email-changed@1", {"admin_email": data["admin_email"]}),
+    )
+
+
 UPCASTERS: Final[Mapping[str, Upcaster]] = {
     # Pipelines got jitter.
-    "customer.pipeline-configured@1": _with_defaults("customer.pipeline-configured@2"),
-    "customer.pipeline-changed@1": _with_defaults("customer.pipeline-changed@2"),
+    "customer.pipeline-configured@1": _as("customer.pipeline-configured@2"),
+    "customer.pipeline-changed@1": _as("customer.pipeline-changed@2"),
+    # Who reads the trail wants to see what changed.
+    "customer.contact-changed@1": _contact_changed,
+    # Beside a customer's paused schedules the same word meant something else.
+    "subscription.paused@1": _as("subscription.suspended@1"),
+    "subscription.resumed@1": _as("subscription.reactivated@1"),
     # Places came to be shared with back-fill, and the runs of one pipeline to go one after another.
-    "subscription.slot-taken@1": _with_defaults("subscription.slot-taken@2"),
+    "subscription.slot-taken@1": _as("subscription.slot-taken@2"),
     # Attempts that were never executed came to be told apart.
-    "run.requeued@1": _with_defaults("run.requeued@2"),
+    "run.requeued@1": _as("run.requeued@2"),
     # Runs got an instant before which they wait, and back-fill.
-    "run.scheduled@1": _with_defaults("run.scheduled@2"),
+    "run.scheduled@1": _as("run.scheduled@2"),
 }

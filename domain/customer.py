@@ -7,10 +7,11 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from domain.customer_events import (
+    AdminEmailChanged,
     ApiKeyIssued,
     ApiKeyRetired,
     ApiKeyRevoked,
-    ContactChanged,
+    CompanyRenamed,
     CredentialAdded,
     CredentialRevoked,
     CustomerEvent,
@@ -205,10 +206,12 @@ class Customer:
         return (Reactivated(reason=reason, next_run_times={} if self.schedules_paused else dict(next_run_times)),)
 
     def change_contact(self, company_name: str | None, admin_email: str | None) -> tuple[CustomerEvent, ...]:
-        company, email = company_name or self.company_name, admin_email or self.admin_email
-        if (company, email) == (self.company_name, self.admin_email):
-            return ()
-        return (ContactChanged(company_name=company, admin_email=email),)
+        events: list[CustomerEvent] = []
+        if company_name and company_name != self.company_name:
+            events.append(CompanyRenamed(company_name=company_name))
+        if admin_email and admin_email != self.admin_email:
+            events.append(AdminEmailChanged(admin_email=admin_email))
+        return tuple(events)
 
 
 # --- fold ---------------------------------------------------------------------------------------------------------
@@ -257,5 +260,7 @@ def evolve(state: Customer | None, event: CustomerEvent) -> Customer:  # noqa: C
             return replace(state, schedules_paused=True)
         case SchedulesResumed():
             return replace(state, schedules_paused=False)
-        case ContactChanged(company_name=company_name, admin_email=admin_email):
-            return replace(state, company_name=company_name, admin_email=admin_email)
+        case CompanyRenamed(company_name=company_name):
+            return replace(state, company_name=company_name)
+        case AdminEmailChanged(admin_email=admin_email):
+            return replace(state, admin_email=admin_email)

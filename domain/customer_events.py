@@ -160,8 +160,12 @@ class SchedulesResumed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContactChanged:
+class CompanyRenamed:
     company_name: PersonalText
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminEmailChanged:
     admin_email: PersonalText
 
 
@@ -184,5 +188,6 @@ CustomerEvent = (
     | Reactivated
     | SchedulesPaused
     | SchedulesResumed
-    | ContactChanged
+    | CompanyRenamed
+    | AdminEmailChanged
 )

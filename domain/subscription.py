@@ -13,14 +13,14 @@ from domain.subscription_events import (
     Cancelled,
     LimitsOverridden,
     Opened,
-    Paused,
     PlanChanged,
-    Resumed,
+    Reactivated,
     RunRefused,
     RunsAdmitted,
     SlotReleased,
     SlotTaken,
     SubscriptionEvent,
+    Suspended,
     UsageReset,
 )
 from domain.usage import Usage, first_of_next_month
@@ -258,10 +258,10 @@ class Subscription:
         return self.release_slots(dict.fromkeys(sorted(stale)), now)
 
     def pause(self, reason: str) -> tuple[SubscriptionEvent, ...]:
-        return (Paused(reason=reason),) if self.status is Status.ACTIVE else ()
+        return (Suspended(reason=reason),) if self.status is Status.ACTIVE else ()
 
     def resume(self, reason: str) -> tuple[SubscriptionEvent, ...]:
-        return (Resumed(reason=reason),) if self.status is Status.SUSPENDED else ()
+        return (Reactivated(reason=reason),) if self.status is Status.SUSPENDED else ()
 
 
 def _month(day: date) -> date:
@@ -339,9 +339,9 @@ def evolve(state: Subscription | None, event: SubscriptionEvent) -> Subscription
             return _counted(state, usage, overrides=overrides, limits=limits, refused=frozenset())
         case UsageReset(usage=usage):
             return _counted(_begun_anew(state, usage), usage, refused=frozenset())
-        case Paused():
+        case Suspended():
             return replace(state, status=Status.SUSPENDED)
-        case Resumed():
+        case Reactivated():
             return replace(state, status=Status.ACTIVE)
         case Cancelled():
             return replace(state, status=Status.CANCELLED)

@@ -96,12 +96,12 @@ class UsageReset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Paused:
+class Suspended:
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed:
+class Reactivated:
     reason: str
 
 
@@ -120,7 +120,7 @@ SubscriptionEvent = (
     | SlotTaken
     | SlotReleased
     | UsageReset
-    | Paused
-    | Resumed
+    | Suspended
+    | Reactivated
     | Cancelled
 )

@@ -6,10 +6,11 @@ from functools import singledispatch
 from typing import Any
 
 from domain.customer_events import (
+    AdminEmailChanged,
     ApiKeyIssued,
     ApiKeyRetired,
     ApiKeyRevoked,
-    ContactChanged,
+    CompanyRenamed,
     CredentialAdded,
     CredentialRevoked,
     CustomerEvent,
@@ -81,8 +82,13 @@ def _(event: DatasetProvisioned, at: Envelope) -> Iterator[RowChange]:  # noqa: 
 
 
 @rows.register
-def _(event: ContactChanged, at: Envelope) -> Iterator[RowChange]:
-    yield _profile(at, company_name=event.company_name, admin_email=event.admin_email)
+def _(event: CompanyRenamed, at: Envelope) -> Iterator[RowChange]:
+    yield _profile(at, company_name=event.company_name)
+
+
+@rows.register
+def _(event: AdminEmailChanged, at: Envelope) -> Iterator[RowChange]:
+    yield _profile(at, admin_email=event.admin_email)
 
 
 @rows.register

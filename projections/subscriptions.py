@@ -10,14 +10,14 @@ from domain.subscription_events import (
     Cancelled,
     LimitsOverridden,
     Opened,
-    Paused,
     PlanChanged,
-    Resumed,
+    Reactivated,
     RunRefused,
     RunsAdmitted,
     SlotReleased,
     SlotTaken,
     SubscriptionEvent,
+    Suspended,
     UsageReset,
 )
 from domain.usage import Usage
@@ -119,12 +119,12 @@ def _(event: RunRefused, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 -
 
 
 @rows.register
-def _(event: Paused, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the reason is in the log
+def _(event: Suspended, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the reason is in the log
     yield _subscription(at, status="SUSPENDED")
 
 
 @rows.register
-def _(event: Resumed, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the reason is in the log
+def _(event: Reactivated, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the reason is in the log
     yield _subscription(at, status="ACTIVE")
 
 

@@ -29,8 +29,8 @@ _WAITING = (
     | subscription_events.SlotReleased
     | subscription_events.PlanChanged
     | subscription_events.LimitsOverridden
-    | subscription_events.Paused
-    | subscription_events.Resumed
+    | subscription_events.Suspended
+    | subscription_events.Reactivated
 )
 # Not RunScheduled: it moves the next slot away, and who sleeps until the old one finds that in time.
 _RESCHEDULED = (

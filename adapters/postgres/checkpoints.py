@@ -1,15 +1,16 @@
 """How far projections have come, the log they follow, and who may lead one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 from zlib import crc32
 
 import psycopg
+from eventsourcing.persistence import Notification
 
 from adapters.postgres.event_log import Datastore, EventRecorder, connection_arguments, translated
 from adapters.postgres.reads import events
-from application.mapper import EventMapper
+from application.mapper import EventMapper, UnreadableEvent
 from projections.follow import Overtaken, Placed
 
 
@@ -21,16 +22,48 @@ class PostgresLog:
         self._datastore = cast("Datastore", recorder.datastore)
         self._mapper = mapper
 
-    def read(self, after: int, limit: int) -> Sequence[Placed]:
-        """At most `limit` events after position `after`; raises `UnreadableEvent` at one this code cannot read."""
-        with translated():
-            found = self._recorder.select_notifications(start=after, limit=limit, inclusive_of_start=False)
-        return [Placed(r.event, r.envelope) for r in map(self._mapper.to_domain_event, found)]
+    def read(self, after: int, limit: int, skipping: Collection[int] = frozenset()) -> Sequence[Placed]:
+        """At most `limit` events after position `after`, none only at the end of the log.
 
-    def read_of(self, customer_id: str, after: int, limit: int) -> Sequence[Placed]:
+        Those at the positions `skipping` are passed over unread. Ends before an event that this code cannot read;
+        raises `UnreadableEvent`, with its position, when that is the first one.
+        """
+
+        def following(after: int) -> Sequence[Notification]:
+            with translated():
+                return self._recorder.select_notifications(start=after, limit=limit, inclusive_of_start=False)
+
+        return self._decoded(following, after, skipping)
+
+    def read_of(
+        self, customer_id: str, after: int, limit: int, skipping: Collection[int] = frozenset()
+    ) -> Sequence[Placed]:
         """As `read`, but only events of this customer, its subscription and its runs."""
-        found = events.following(self._datastore, customer_id, after=after, limit=limit)
-        return [Placed(r.event, r.envelope) for r in map(self._mapper.to_domain_event, found)]
+
+        def following(after: int) -> Sequence[Notification]:
+            return events.following(self._datastore, customer_id, after=after, limit=limit)
+
+        return self._decoded(following, after, skipping)
+
+    def _decoded(
+        self, following: Callable[[int], Sequence[Notification]], after: int, skipping: Collection[int]
+    ) -> Sequence[Placed]:
+        while found := following(after):
+            placed: list[Placed] = []
+            for stored in found:
+                if stored.id in skipping:
+                    continue
+                try:
+                    recorded = self._mapper.to_domain_event(stored)
+                except UnreadableEvent:
+                    if placed:
+                        return placed
+                    raise
+                placed.append(Placed(recorded.event, recorded.envelope))
+            if placed:
+                return placed
+            after = found[-1].id
+        return []
 
     def end(self) -> int:
         """The position of the newest event, 0 for an empty log."""

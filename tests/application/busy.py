@@ -233,8 +233,12 @@ class Busy:
         team.add_team_member(command, self.world.platform)
 
     def contact(self, customer_id: str) -> None:
-        name = f"Renamed {self.chance.randint(0, 99)}"
-        command = customers.ChangeContact(**self.world.stamp(), customer_id=customer_id, company_name=name)
+        number = self.chance.randint(0, 99)
+        changed = {
+            "company_name": f"Renamed {number}",
+            "admin_email": f"admin{number}@acmecorp.com" if number % 2 else None,
+        }
+        command = customers.ChangeContact(**self.world.stamp(), customer_id=customer_id, **changed)
         customers.change_contact(command, self.world.platform)
 
     def provision(self, customer_id: str) -> None:

@@ -212,6 +212,6 @@ def beat_amid_a_report(world: World, beat: Callable[[], Answer]) -> Answer:
         with world.store.transaction() as session:
             session.lock_runs([low])
             beating = threads.submit(beat)
-            until(lambda: world.scalar("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+            until(world.waiting_sessions)
             session.lock_runs([high])
         return beating.result()

@@ -12,7 +12,7 @@ from application.customers import ChangeContact, change_contact
 from application.platform import SNAPSHOT_EVERY, Platform, Superseded, Transaction
 from application.ports import Away
 from domain import subscription
-from domain.customer_events import ContactChanged
+from domain.customer_events import CompanyRenamed
 from domain.identity import customer_stream, subscription_stream
 from domain.plans import Plan
 from domain.refusals import Conflict
@@ -78,7 +78,7 @@ class TestTransactions:
     def test_a_refusal_stores_nothing(self, acme):
         def work(tx: Transaction) -> None:
             customer = tx.customer("acme")
-            customer.append([ContactChanged(company_name="x", admin_email="y@z.co")])
+            customer.append([CompanyRenamed(company_name="x")])
             tx.flush()
             raise Conflict("on second thoughts")
 
@@ -96,7 +96,7 @@ class TestTransactions:
             tries.append(customer.must("").company_name)
             if len(tries) == 1:
                 rename(acme, "First")
-            customer.append([ContactChanged(company_name=tries[-1] + " and Second", admin_email="y@z.co")])
+            customer.append([CompanyRenamed(company_name=tries[-1] + " and Second")])
 
         acme.platform.transact(Command(**acme.stamp()), work)
         assert tries == ["ACME Corporation", "First"]
@@ -109,7 +109,7 @@ class TestTransactions:
             customer = tx.customer("acme")
             tries.append(customer.must(""))
             rename(acme, f"Faster {len(tries)}")
-            customer.append([ContactChanged(company_name="Late", admin_email="y@z.co")])
+            customer.append([CompanyRenamed(company_name="Late")])
 
         with pytest.raises(Away, match="Too many others"):
             acme.platform.transact(Command(**acme.stamp()), work)
@@ -122,7 +122,7 @@ class TestTransactions:
         def work(tx: Transaction) -> None:
             customer = tx.customer("acme")
             rename(acme, "First")
-            customer.append([ContactChanged(company_name="Second", admin_email="y@z.co")])
+            customer.append([CompanyRenamed(company_name="Second")])
 
         with pytest.raises(Superseded):
             acme.platform._once(Command(**acme.stamp()), work)
@@ -130,7 +130,7 @@ class TestTransactions:
 
     def test_many_at_once_lose_nothing(self, acme):
         race(16, lambda n: rename(acme, f"Name {n}"))
-        changed = [e.company_name for e in acme.events() if isinstance(e, ContactChanged)]
+        changed = [e.company_name for e in acme.events() if isinstance(e, CompanyRenamed)]
         assert sorted(changed) == sorted(f"Name {n}" for n in range(16))
         assert acme.row("customer_profiles")["company_name"] == changed[-1]
 
@@ -139,7 +139,7 @@ def test_every_event_says_who_asked_and_when(acme):
     rename(acme, "New")
     last = acme.platform.history(customer_stream("acme"))[-1].envelope
     assert (last.at, last.customer_id, last.by.actor) == (acme.at, "acme", "admin")
-    assert (last.version, last.topic) == (3, "customer.contact-changed@1")
+    assert (last.version, last.topic) == (3, "customer.company-renamed@1")
 
 
 def test_a_stream_that_never_was_has_no_history(acme):

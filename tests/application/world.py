@@ -205,10 +205,22 @@ class World:
         with psycopg.connect(self.dsn) as connection:
             connection.execute(query, parameters)
 
+    def waiting_sessions(self) -> int:
+        """How many of the server's sessions wait for a lock; the service's own role does not see the others'."""
+        with psycopg.connect(self.dsn) as connection:
+            row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone()
+        return row[0] if row else 0
+
+    def listeners(self) -> int:
+        """How many sessions listen."""
+        with psycopg.connect(self.dsn) as connection:
+            row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'").fetchone()
+        return row[0] if row else 0
+
     def events(self) -> list[Any]:
         """The whole log, oldest first."""
         found = self.store.recorder.select_notifications(start=0, limit=1_000_000)
-        return [self.mapper.to_domain_event(n).event for n in found]
+        return [r.event for n in found for r in self.mapper.to_domain_events(n)]
 
     def kinds(self) -> list[str]:
         return [type(event).__name__ for event in self.events()]

@@ -7,10 +7,11 @@ import pytest
 from domain import customer
 from domain.customer import MAX_CREDENTIALS, MAX_PIPELINES, MAX_PROVIDER_CONFIGS, Status
 from domain.customer_events import (
+    AdminEmailChanged,
     ApiKeyIssued,
     ApiKeyRetired,
     ApiKeyRevoked,
-    ContactChanged,
+    CompanyRenamed,
     CredentialAdded,
     CredentialRevoked,
     DatasetProvisioned,
@@ -234,8 +235,10 @@ class TestSuspension:
 
 def test_contact_changes_in_part():
     story = acme().when(lambda c: c.change_contact(None, "b@acme.com"))
-    story.then(ContactChanged(company_name="ACME", admin_email="b@acme.com"))
+    story.then(AdminEmailChanged(admin_email="b@acme.com"))
     story.when(lambda c: c.change_contact("ACME", None)).then()
+    story.when(lambda c: c.change_contact("Acme Limited", "c@acme.com"))
+    story.then(CompanyRenamed(company_name="Acme Limited"), AdminEmailChanged(admin_email="c@acme.com"))
 
 
 def test_a_dataset_is_provisioned_once():

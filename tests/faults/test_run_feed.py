@@ -26,7 +26,7 @@ STATES = {
 def logged(world: World) -> list[tuple[str, str]]:
     """Every change of state in the log: of which run, to which state."""
     found = world.store.recorder.select_notifications(start=0, limit=100_000)
-    recorded = [world.mapper.to_domain_event(notification) for notification in found]
+    recorded = [r for notification in found for r in world.mapper.to_domain_events(notification)]
     return [
         (str(r.envelope.stream_id), STATES[type(r.event).__name__])
         for r in recorded
@@ -140,7 +140,7 @@ class Cut(Listener):
         self.connected.wait(20)
         self.may_connect.clear()
         self.connected.clear()
-        world.execute(
+        world.tamper(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND application_name LIKE 'convergence listener%%'"
         )

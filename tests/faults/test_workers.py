@@ -128,7 +128,7 @@ class TestLeases:
         with working(parts, timing), psycopg.connect(world.dsn) as blocker:
             until(lambda: engine.journal.in_hand("w1"))
             blocker.execute("SELECT 1 FROM run_leases FOR UPDATE")
-            until(lambda: world.scalar("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+            until(world.waiting_sessions)
             end = time.monotonic() + seconds
             while time.monotonic() < end and not engine.journal.entries("stopped"):
                 time.sleep(0.05)
@@ -228,7 +228,7 @@ class TestWaiting:
         """The control: the row is changed by hand, past the worker that sleeps for the other time."""
         run_id = self.waits(world, 3600)
         with working(replace(parts, settings=parts.settings.model_copy(update={"poll_interval_seconds": 4})), SLOW):
-            until(lambda: world.scalar("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'"))
+            until(world.listeners)
             time.sleep(0.5)
             early = "clock_timestamp() + interval '0.5 s'"
             world.execute(f"UPDATE pipeline_execution_queue SET not_before = {early} WHERE run_id = %s", run_id)
@@ -307,7 +307,7 @@ class TestEnds:
                 before = world.scalar("SELECT expires_at FROM run_leases")
                 until(lambda: world.scalar("SELECT expires_at FROM run_leases") != before)
             else:
-                until(lambda: world.scalar("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'"))
+                until(world.listeners)
             asked = time.monotonic()
             world.cancel(run_id, "crowd")
             until(lambda: engine.journal.entries("stopped"))
