@@ -89,15 +89,24 @@ def query(
         console.OUT.print(f"{count}{more}", style="dim", markup=False)
 
 
-@app.command(epilog="Example: [bold]convergence doctor --json[/bold]")
-def doctor(*, as_json: Json = False) -> None:
-    """Check settings, data directory, PostgreSQL, BigQuery, keys, mail, API and templates, and say what to do.
+@app.command(epilog="Example: [bold]convergence doctor --whole-log --json[/bold]")
+def doctor(
+    *,
+    whole_log: Annotated[
+        bool, typer.Option("--whole-log", help="Decode every event, not the newest 20,000 only: before an upgrade.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check settings, data directory, PostgreSQL, the log, BigQuery, keys, mail, API and templates; say what to do.
 
     Exit status 1 when something fails; warnings are no failure.
     """
-    from adapters.doctor import Result, examine
+    from adapters import progress
+    from adapters.doctor import examine
+    from adapters.finding import Result
 
-    findings = examine()
+    with progress.bar(shown=whole_log and not as_json) as tell:
+        findings = examine(whole_log=whole_log, tell=tell)
     if as_json:
         from dataclasses import asdict
 

@@ -4,9 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -16,6 +14,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import DictRow
 
+from adapters.finding import Finding, Result
 from adapters.process import Unable
 from adapters.running import Place, locate
 from adapters.settings import Settings, WrongSettings, read
@@ -29,24 +28,11 @@ _LAG_WARN: Final = timedelta(seconds=30)
 _START: Final = "Start it: convergence serve."
 
 
-class Result(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
+def examine(*, whole_log: bool = False, tell: Callable[[str, int, int], None] | None = None) -> list[Finding]:
+    """Look at everything, each check by itself: none stops the others, except that wrong settings stop all.
 
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """How one check came out. `remedy` says what to do, and is empty where there is nothing to do."""
-
-    check: str
-    result: Result
-    detail: str
-    remedy: str = ""
-
-
-def examine() -> list[Finding]:
-    """Look at everything, each check by itself: none stops the others, except that wrong settings stop all."""
+    With `whole_log` every event is decoded, and `tell` is told how far that is.
+    """
     try:
         settings = read()
         place = locate(settings)
@@ -56,7 +42,7 @@ def examine() -> list[Finding]:
         why = f"{error.filename} cannot be read: {error.strerror}."
         return [Finding("data directory", Result.FAIL, why, "Run as the user that owns it, or set DATA_DIR.")]
     found = [_settings(settings), _data_directory(settings.data_dir), _library_settings()]
-    found += _database(place)
+    found += _database(place, whole_log=whole_log, tell=tell)
     checks: list[tuple[str, Callable[[Place], Finding]]] = [
         ("BigQuery", _bigquery),
         ("wrapping keys", _keys),
@@ -111,14 +97,19 @@ def _library_settings() -> Finding:
     return Finding("event log settings", Result.OK, "no database functions")
 
 
-def _database(place: Place) -> list[Finding]:
+def _database(place: Place, *, whole_log: bool, tell: Callable[[str, int, int], None] | None) -> list[Finding]:
     from adapters.database import connected  # noqa: PLC0415 - wrong settings are told without loading all of it
+    from adapters.doctor_log import examine_log  # noqa: PLC0415
+    from adapters.progress import untold  # noqa: PLC0415
 
     if place.dsn is None:
         return [Finding("PostgreSQL", Result.WARN, "No DATABASE_URL, and no serve runs here.", _START)]
     try:
         with connected(place.dsn, patience_s=_PATIENCE_S) as connection:
-            return list(_database_findings(connection))
+            return [
+                *_database_findings(connection),
+                *examine_log(connection, whole=whole_log, tell=tell or untold),
+            ]
     except Unable as unable:
         return [Finding("PostgreSQL", Result.FAIL, str(unable), "Start the database, or correct DATABASE_URL.")]
     except psycopg.Error as error:
