@@ -3,7 +3,7 @@
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install run test check bench soak test-gcp lock clean FORCE
+.PHONY: install run test check bench soak drill test-gcp lock clean FORCE
 
 install: $(INSTALLED)
 
@@ -28,6 +28,10 @@ bench: install
 # The long crash runs: hundreds of killed processes, hours of load.
 soak: install
 	$(BIN)/pytest -m soak --timeout 0
+
+# Backs up a server and restores it elsewhere, by pg_dump and by export and import, and prints what is alike.
+drill: install
+	@$(BIN)/python -m tests.drill
 
 # The suites that have a twin in the cloud, against a real project.
 test-gcp: install

@@ -1,16 +1,19 @@
 """The one place that knows everything: from settings to a service whose parts fit together."""
 
+import os
+import pwd
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from google.cloud import bigquery
 
 from adapters.bigquery.client import connect
-from adapters.bigquery.warehouse import BigQueryWarehouse
+from adapters.bigquery.warehouse import EMULATED_WRITERS, WRITERS, BigQueryWarehouse
 from adapters.kms.cloud import CloudKms
 from adapters.kms.local import LocalKeyFile
 from adapters.kms.vault import EnvelopeVault
@@ -29,6 +32,8 @@ from application.platform import Platform
 from application.ports import KeyWrapper, Mailer, PipelineRunner, Vault
 from domain.envelope import Origin
 
+_NO_NAME: Final = re.compile(r"[^A-Za-z0-9_.@-]")
+
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
@@ -40,6 +45,15 @@ def origin(actor: str, *, request_id: str | None = None, command_id: str | None 
     return Origin(actor=actor, command_id=command, correlation_id=request_id or command, request_id=request_id)
 
 
+def operator() -> str:
+    """The actor of what is done at a command line: an operator, by the name that the machine has for the user."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = str(os.getuid())
+    return f"admin/cli:{_NO_NAME.sub('_', name)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """The parts of one process."""
@@ -47,6 +61,7 @@ class Service:
     settings: Settings
     dsn: str
     datastore: Datastore
+    keys: KeyWrapper
     data_keys: PostgresDataKeys
     store: PostgresStore
     mapper: EventMapper
@@ -98,7 +113,8 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
     datastore = Datastore(dsn, size=settings.database_pool_size)
     store = PostgresStore(datastore)
     data_keys = PostgresDataKeys(dsn)
-    vault = EnvelopeVault(parts.get("keys") or key_wrapper(settings), data_keys)
+    keys = parts.get("keys") or key_wrapper(settings)
+    vault = EnvelopeVault(keys, data_keys)
     mapper = EventMapper(vault)
     client = connect(settings.project, emulator_url=settings.emulator_url, location=settings.gcp_location)
     registry = Registry.load()
@@ -108,6 +124,7 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
         settings=settings,
         dsn=dsn,
         datastore=datastore,
+        keys=keys,
         data_keys=data_keys,
         store=store,
         mapper=mapper,
@@ -116,7 +133,13 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
         checkpoints=PostgresCheckpoints(datastore),
         vault=vault,
         bigquery=client,
-        warehouse=BigQueryWarehouse(client, settings.project, settings.customers_dataset_id, settings.gcp_location),
+        warehouse=BigQueryWarehouse(
+            client,
+            settings.project,
+            settings.customers_dataset_id,
+            settings.gcp_location,
+            writers=WRITERS if settings.emulator_url is None else EMULATED_WRITERS,
+        ),
         registry=registry,
         engine=parts.get("engine")
         or Engine(

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from adapters import cli_backfill, cli_roles, cli_runs, cli_status, console
+from adapters import (
+    cli_backfill,
+    cli_events,
+    cli_export,
+    cli_projections,
+    cli_rebuild,
+    cli_replay,
+    cli_roles,
+    cli_runs,
+    cli_status,
+    cli_verify,
+    console,
+)
 from adapters.cli_options import Json, place, read_settings
 
 # What a command needs is imported inside it: `--help` answers at once, and a query does not load a web server.
@@ -27,6 +39,12 @@ app.add_typer(cli_roles.app)
 app.add_typer(cli_status.app)
 app.add_typer(cli_runs.app)
 app.add_typer(cli_backfill.app)
+app.add_typer(cli_events.app)
+app.add_typer(cli_replay.app)
+app.add_typer(cli_export.app)
+app.add_typer(cli_projections.app)
+app.add_typer(cli_rebuild.app)
+app.add_typer(cli_verify.app)
 
 
 @app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app convergence migrate[/bold]")
@@ -145,12 +163,13 @@ def _foreseen(error: Exception) -> tuple[str, int] | None:
     from adapters.embedded import EmbeddedError
     from adapters.process import Unable
     from adapters.settings import WrongSettings
+    from application.mapper import UnreadableEvent
     from application.ports import Away
 
     match error:
         case WrongSettings():
             return str(error), console.WRONG
-        case Unable() | EmbeddedError() | Away():
+        case Unable() | EmbeddedError() | Away() | UnreadableEvent():
             return str(error), console.FAILED
         case OSError() if error.filename:
             return f"{Path(str(error.filename))}: {error.strerror}.", console.FAILED

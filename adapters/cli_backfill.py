@@ -85,7 +85,7 @@ def backfill(
 def _queue(service: "Service", backfill_id: str | None, **asked: Any) -> "Backfilled":  # noqa: ANN401 - options
     from pydantic import ValidationError
 
-    from adapters.bootstrap import origin
+    from adapters.bootstrap import operator, origin
     from application.backfill import Backfill
     from application.backfill import backfill as fill_in
     from application.command import as_uuid, new_id
@@ -96,7 +96,7 @@ def _queue(service: "Service", backfill_id: str | None, **asked: Any) -> "Backfi
     with service.store.transaction() as session:
         now = session.now()
     try:
-        command = Backfill(at=now, by=origin("admin"), backfill_id=backfill_id or new_id(), **asked)
+        command = Backfill(at=now, by=origin(operator()), backfill_id=backfill_id or new_id(), **asked)
     except ValidationError:
         console.fail("--reason: must be one line of at most 200 characters.", console.WRONG)
     try:

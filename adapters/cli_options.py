@@ -1,8 +1,12 @@
 """What the commands share: their common options, and the place they work on."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
+from adapters import console
 
 if TYPE_CHECKING:
     from adapters.running import Place
@@ -27,3 +31,22 @@ def place(**given: Any) -> "Place":  # noqa: ANN401 - any setting
     from adapters.running import locate
 
     return locate(read_settings(**given))
+
+
+WHEN: Final = "A date or instant (UTC unless it says otherwise), or 90s, 30m, 2h, 7d ago."
+"""What `instant` understands, for a command's help."""
+_AGO: Final = re.compile(r"(\d{1,5})\s*([smhd])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def instant(option: str, text: str | None, now: datetime) -> datetime | None:
+    """The instant that an option names, if it is given; ends the command when it names none."""
+    if text is None:
+        return None
+    if ago := _AGO.fullmatch(text.strip().lower()):
+        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        console.fail(f"{option}: is a date, an instant like 2025-11-17T02:00Z, or a time ago like 2h.", console.WRONG)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)

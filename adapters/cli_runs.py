@@ -1,15 +1,14 @@
 """`convergence runs`: the newest runs, runs as they change state, and one run in full."""
 
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.text import Text
 
 from adapters import console
-from adapters.cli_options import Json, place
+from adapters.cli_options import WHEN, Json, instant, place
 
 if TYPE_CHECKING:
     from adapters.http.run_views import RunView
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_AGO: Final = re.compile(r"(\d{1,5})\s*([smhd])")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _COLOURS: Final = {
     "PENDING": "cyan",
     "RUNNING": "blue",
@@ -31,7 +28,6 @@ _COLOURS: Final = {
     "CANCELLED": "yellow",
     "SKIPPED": "yellow",
 }
-_WHEN_HELP: Final = "A date or instant (UTC unless it says otherwise), or 90s, 30m, 2h, 7d ago."
 
 
 @app.command(
@@ -51,7 +47,7 @@ def runs(
     pipeline: Annotated[
         str | None, typer.Option(help="Only runs of the scheduled pipeline with this config_id.")
     ] = None,
-    since: Annotated[str | None, typer.Option(help=f"Only runs created at or after this. {_WHEN_HELP}")] = None,
+    since: Annotated[str | None, typer.Option(help=f"Only runs created at or after this. {WHEN}")] = None,
     until: Annotated[str | None, typer.Option(help="Only runs created before this, said in the same ways.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most this many.")] = 20,
     follow: Annotated[
@@ -72,8 +68,8 @@ def runs(
         template=template.lower() if template else None,
         config_id=pipeline,
         state=_state(state),
-        since=_instant("--since", since, now),
-        until=_instant("--until", until, now),
+        since=instant("--since", since, now),
+        until=instant("--until", until, now),
     )
     where = place()
     from adapters.database import readable
@@ -96,18 +92,6 @@ def _state(text: str | None) -> Any:  # noqa: ANN401 - a RunState, which is impo
         return RunState(text.upper())
     except ValueError:
         console.fail(f"--state: is one of {', '.join(RunState)}.", console.WRONG)
-
-
-def _instant(option: str, text: str | None, now: datetime) -> datetime | None:
-    if text is None:
-        return None
-    if ago := _AGO.fullmatch(text.strip().lower()):
-        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        console.fail(f"{option}: is a date, an instant like 2025-11-17T02:00Z, or a time ago like 2h.", console.WRONG)
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _list(datastore: "Datastore", wanted: "Wanted", limit: int, *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from adapters import console
 from adapters.cli_options import Json, place
+from adapters.cli_projections import table_of
 
 if TYPE_CHECKING:
     from adapters.postgres.event_log import Datastore
@@ -109,6 +110,7 @@ def _shown(status: "StatusView | None", *, on_screen: bool = False) -> Renderabl
     parts: list[RenderableType] = [*told, "", _summary(status), ""] if on_screen else [_summary(status), ""]
     if status.workers or status.processes:
         parts.append(_processes(status))
+    parts.append(table_of(status.projections))
     if status.customers:
         parts.append(_customers(status))
     if status.leases:

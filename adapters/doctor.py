@@ -23,8 +23,6 @@ _OLDEST_POSTGRES: Final = 140000
 _PATIENCE_S: Final = 3.0
 _LEAST_BYTES: Final = 1_000_000_000
 _SKEW_WARN, _SKEW_FAIL = timedelta(seconds=2), timedelta(seconds=30)
-_LAG_WARN: Final = timedelta(seconds=30)
-"""How long events may wait for their projection before that is worth a word."""
 _START: Final = "Start it: convergence serve."
 
 
@@ -158,19 +156,15 @@ def _clock(connection: Connection[DictRow]) -> Finding:
 
 
 def _projections(connection: Connection[DictRow]) -> Iterator[Finding]:
-    end = connection.execute("SELECT coalesce(max(notification_id), 0) AS last FROM stored_events").fetchone()
-    last = end["last"] if end else 0
-    rows = connection.execute("SELECT projection, position, updated_at, clock_timestamp() AS now FROM checkpoints")
-    for row in sorted(rows, key=lambda found: str(found["projection"])):
-        behind, quiet = max(last - row["position"], 0), row["now"] - row["updated_at"]
-        name, detail = f"projection {row['projection']}", f"{behind} of {last} events behind"
-        if behind and quiet > _LAG_WARN:
-            yield Finding(
-                name,
-                Result.WARN,
-                f"{detail}, and unmoved for {quiet.total_seconds():.0f} s",
-                "Is a projector running, and BigQuery reachable? Its log says at which position it stands.",
-            )
+    from adapters.postgres.reads.projections import standings_on  # noqa: PLC0415
+    from adapters.projection_views import problems_of, view  # noqa: PLC0415
+
+    for shown in map(view, standings_on(connection)):
+        name, detail = f"projection {shown.name}", f"{shown.behind} of {shown.log_end} events behind"
+        found = next(problems_of([shown]), None)
+        if found is not None:
+            result = Result.FAIL if shown.stopped else Result.WARN
+            yield Finding(name, result, found.problem, found.remedy)
         else:
             yield Finding(name, Result.OK, detail)
 

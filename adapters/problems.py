@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from adapters.projection_views import problems_of
 from adapters.status_views import Problem, StatusView
 
 WAIT_S: Final = 60.0
@@ -17,7 +18,7 @@ _YOUNG_S: Final = 80.0
 def problems(
     status: StatusView, *, longest_wait_s: float | None, overdue_s: Mapping[str, float], wait_s: float = WAIT_S
 ) -> list[Problem]:
-    """Slots that nobody triggers, runs that no worker starts, and runs that a dead worker holds.
+    """Slots that nobody triggers, runs that no worker starts or a dead one holds, projections that do not go on.
 
     `longest_wait_s` is how long the first of the runs that could start waits, `overdue_s` says of each worker id for
     how long the oldest of its leases has been over.
@@ -26,6 +27,7 @@ def problems(
         *_slots_late(status),
         *_runs_left_waiting(status, longest_wait_s, wait_s),
         *_runs_left_behind(status, overdue_s),
+        *problems_of(status.projections),
     ]
 
 

@@ -2,95 +2,211 @@
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
+from adapters.bigquery.client import NotThere
 from adapters.bootstrap import Service
+from adapters.chain.sealer import Sealer
 from adapters.postgres.channels import LOG
 from adapters.postgres.checkpoints import Lead, leading
 from adapters.postgres.listener import Listener
+from adapters.postgres.reads.projections import skipped
+from adapters.rebuild import Rebuilder
 from adapters.welcome import Welcomer
+from application.mapper import UnreadableEvent
 from application.ports import Away
-from projections.follow import Handle, Overtaken, catch_up, rows_into
+from domain.projection import WAREHOUSE, WELCOME
+from projections.follow import (
+    MOST,
+    Handle,
+    Overtaken,
+    Placed,
+    Problem,
+    ProblemKind,
+    Unwritable,
+    catch_up,
+    rows_into,
+)
 
 logger = logging.getLogger(__name__)
 
-WAREHOUSE: Final = "bigquery"
-WELCOME: Final = "welcome"
 _GATHER_S: Final = 0.5
 """How long a woken projector waits for more events, so that a busy log is written in batches."""
 _MAX_SLEEP_S: Final = 30.0
 _STANDBY_S: Final = 2.0
 _NAP_S: Final = 0.5
+_TELL_AGAIN_S: Final = 600.0
+_BACK_OFF: Final = wait_exponential_jitter(multiplier=0.5, max=_MAX_SLEEP_S)
 
 Before = Callable[[], object]
+
+
+class NoPlace(Exception):  # noqa: N818 - it says what is missing
+    """Where the rows go is not there, and cannot be made."""
 
 
 def run_projector(service: Service, stop: threading.Event) -> None:
     """Follow the log with every projection until `stop` is set. One process leads each projection at a time."""
     followers = [
-        Follower(service, WAREHOUSE, rows_into(service.warehouse), stop, before=service.warehouse.ensure_central),
+        Follower(service, WAREHOUSE, into_warehouse(service), stop, before=service.warehouse.ensure_central, most=MOST),
         Follower(service, WELCOME, Welcomer(service).handle, stop),
     ]
 
+    sealer = Sealer(service, stop)
+
+    wakes = [*(follower.wake for follower in followers), sealer.wake]
+
     def wake_all(_: str) -> None:
-        for follower in followers:
-            follower.wake.set()
+        for wake in wakes:
+            wake.set()
 
     listener = Listener(service.dsn, {LOG: wake_all})
     listener.start()
-    for follower in followers:
-        follower.start()
-    for follower in followers:
-        follower.join()
+    threads = [*followers, sealer, Rebuilder(service, stop)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     listener.stop()
 
 
+def into_warehouse(service: Service) -> Handle:
+    """Writes the rows of events into BigQuery. That a dataset is missing is no fault of the events."""
+    write = rows_into(service.warehouse)
+
+    def handle(events: Sequence[Placed]) -> None:
+        try:
+            write(events)
+        except NotThere as missing:
+            raise NoPlace(str(missing)) from missing
+
+    return handle
+
+
+def problem_of(error: BaseException) -> Problem:
+    """What an error of a follower is to operators: what the projection does, without anything that is recorded."""
+    match error:
+        case UnreadableEvent() | Unwritable():
+            text = f"stopped at position {error.position}: {error}"
+            return Problem(kind=ProblemKind.EVENT, text=text, position=error.position)
+        case Away():
+            return Problem(kind=ProblemKind.AWAY, text=f"waits: {error}")
+        case PermissionError() | NoPlace():
+            return Problem(kind=ProblemKind.FAULT, text=f"does not go on, and tries again and again: {error}")
+    text = f"failed ({type(error).__name__}), and tries again and again: the projector's log says where."
+    return Problem(kind=ProblemKind.FAULT, text=text)
+
+
 class Follower(threading.Thread):
-    """Keeps one projection up with the log, whatever happens to the backends."""
+    """Keeps one projection up with the log, whatever happens to the backends.
+
+    An event that it can make nothing of stops it right there, until the event can be read or an operator has it passed
+    over. It says so in the log of the process when it begins and every `tell_again_s` seconds, and in its checkpoint.
+    While it is far behind it handles up to `most` events at once.
+    """
 
     def __init__(
-        self, service: Service, name: str, handle: Handle, stop: threading.Event, *, before: Before | None = None
+        self,
+        service: Service,
+        name: str,
+        handle: Handle,
+        stop: threading.Event,
+        *,
+        before: Before | None = None,
+        most: int = 0,
+        tell_again_s: float = _TELL_AGAIN_S,
     ) -> None:
         super().__init__(name=f"follow {name}")
         self._service = service
         self._projection = name
         self._handle = handle
         self._before = before
+        self._most = most
         self._stop_asked = stop
+        self._tell_again_s = tell_again_s
+        self._problem: Problem | None = None
+        self._told_at = 0.0
+        self._moved = False
         self.wake = threading.Event()
 
     def run(self) -> None:
         """Lead the projection as long as nobody else does; after an error, wait longer and longer, and go on."""
         for attempt in Retrying(
             retry=retry_if_exception_type(Exception),
-            wait=wait_exponential_jitter(multiplier=0.5, max=_MAX_SLEEP_S),
+            wait=self._back_off,
             stop=lambda _: self._stop_asked.is_set(),
             sleep=self._pause,
-            before_sleep=self._tell,
             retry_error_callback=lambda _: None,
         ):
             with attempt:
                 self._lead()
 
-    def _pause(self, seconds: float) -> None:
-        self._stop_asked.wait(seconds)
+    def _back_off(self, state: RetryCallState) -> float:
+        if self._moved:
+            # It is another error than those before.
+            state.attempt_number, self._moved = 1, False
+        return _BACK_OFF(state)
 
-    def _tell(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, Away | Overtaken):
-            logger.warning("projection %s waits: %s", self._projection, error)
-        else:
-            logger.error("projection %s stopped and will be tried again", self._projection, exc_info=error)
+    def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the event that it stands at is passed over."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._stop_asked.wait(min(left, _NAP_S)):
+            if self._problem is not None and self._problem.position is not None and self._is_skipped():
+                return
+
+    def _is_skipped(self) -> bool:
+        try:
+            return self._problem is not None and self._problem.position in self._skipped()
+        except Away:
+            return False
+
+    def _skipped(self) -> frozenset[int]:
+        return skipped(self._service.datastore, self._projection)
 
     def _lead(self) -> None:
         while not self._stop_asked.is_set():
-            with leading(self._service.dsn, self._projection) as lead:
-                if lead:
-                    self._follow(lead)
+            try:
+                with leading(self._service.dsn, self._projection) as lead:
+                    if lead:
+                        self._follow_and_say(lead)
+            except Away as away:
+                self._tell(problem_of(away), away)
+                raise
             self._stop_asked.wait(_STANDBY_S)
+
+    def _follow_and_say(self, lead: Lead) -> None:
+        """Follow; what keeps it from that is said in the checkpoint, as long as this process leads."""
+        try:
+            self._follow(lead)
+        except Overtaken as overtaken:
+            logger.warning("projection %s waits: another process moved on from %s", self._projection, overtaken)
+            raise
+        except Exception as error:
+            problem = problem_of(error)
+            self._tell(problem, error)
+            self._service.checkpoints.stand(self._projection, problem)
+            raise
+
+    def _tell(self, problem: Problem, error: Exception) -> None:
+        if problem == self._problem and time.monotonic() - self._told_at < self._tell_again_s:
+            return
+        self._problem, self._told_at = problem, time.monotonic()
+        match problem.kind:
+            case ProblemKind.EVENT:
+                # Not the error itself: a backend's words may quote what is recorded.
+                logger.error("projection %s %s", self._projection, problem.text)
+            case ProblemKind.AWAY:
+                logger.warning("projection %s %s", self._projection, problem.text)
+            case ProblemKind.FAULT:
+                logger.error("projection %s failed and will be tried again", self._projection, exc_info=error)
+
+    def _handle_and_note(self, events: Sequence[Placed]) -> None:
+        self._handle(events)
+        self._moved = True
 
     def _follow(self, lead: Lead) -> None:
         service, stop = self._service, self._stop_asked
@@ -100,10 +216,24 @@ class Follower(threading.Thread):
         def ends() -> bool:
             return stop.is_set() or lead.wanted()
 
+        said = True  # maybe by another process, before this one led
         while not ends():
             # Cleared before looking, so that what comes while we look wakes us again.
             self.wake.clear()
-            handled = catch_up(self._projection, service.log, self._handle, service.checkpoints, stop=ends)
+            handled = catch_up(
+                self._projection,
+                service.log,
+                self._handle_and_note,
+                service.checkpoints,
+                most=self._most,
+                stop=ends,
+                skipping=self._skipped(),
+            )
+            if said and not ends():
+                service.checkpoints.go_on(self._projection)
+                if self._problem is not None:
+                    logger.info("projection %s goes on", self._projection)
+                self._problem, said = None, False
             if handled:
                 logger.debug("projection %s: %d events", self._projection, handled)
             waited = 0.0

@@ -5,8 +5,12 @@ import threading
 from typing import Final
 
 from adapters.bootstrap import Service, origin, utc_now
+from adapters.postgres.reads import history
 from application.customers import Provision, provision
+from application.mapper import envelope_of
 from application.ports import Away
+from domain.envelope import Origin
+from domain.identity import customer_stream
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +32,8 @@ def provision_pending(service: Service, stop: threading.Event, *, every_s: float
 
 
 def _provision(service: Service, customer_id: str) -> None:
-    command = Provision(at=utc_now(), by=origin("service"), customer_id=customer_id)
     try:
+        command = Provision(at=utc_now(), by=_origin(service, customer_id), customer_id=customer_id)
         provision(command, service.platform, service.warehouse)
     except Away:
         raise
@@ -38,6 +42,14 @@ def _provision(service: Service, customer_id: str) -> None:
         logger.exception("the dataset of %s cannot be provisioned", customer_id)
     else:
         logger.info("provisioned the dataset of %s", customer_id)
+
+
+def _origin(service: Service, customer_id: str) -> Origin:
+    """The service by itself, carrying on what the onboarding began."""
+    by = origin(f"service:{service.settings.worker_id}")
+    first = history.first(service.datastore, customer_stream(customer_id))
+    onboarded = envelope_of(first) if first else None
+    return by if onboarded is None else by.carrying_on(onboarded.by, onboarded.by)
 
 
 def _unprovisioned(service: Service) -> list[str]:

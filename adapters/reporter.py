@@ -44,12 +44,14 @@ class Reporter:
         patience_s: float,
         in_hand: Callable[[], int] = lambda: 0,
         then: Callable[[], None] = lambda: None,
+        request_id: str | None = None,
     ) -> None:
         self._service = service
         self._worker_id = worker_id
         self._patience_s = patience_s
         self._in_hand = in_hand
         self._then = then
+        self._request_id = request_id
         self._queue: queue.SimpleQueue[Submitted | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
@@ -97,7 +99,7 @@ class Reporter:
         )
         command = ReportOutcomes(
             at=self._service.now(),
-            by=origin(f"worker:{self._worker_id}"),
+            by=origin(f"worker:{self._worker_id}", request_id=self._request_id),
             worker_id=self._worker_id,
             outcomes=tuple(outcomes),
         )

@@ -52,16 +52,26 @@ class Worker:
         *,
         timing: Timing = DEFAULT_TIMING,
         let_go: Callable[[], None] = lambda: None,
+        request_id: str | None = None,
     ) -> None:
-        """`let_go` is called when some of the runs in hand have been recorded, once for all of them."""
+        """`let_go` is called when some of the runs in hand have been recorded, once for all of them.
+
+        `request_id` is the HTTP request in which this worker works, if it does so in one.
+        """
         self._service = service
         self._timing = timing
         self._held: dict[tuple[str, int], Attempt] = {}
         self._lock = threading.Lock()
         self._reporter = Reporter(
-            service, worker_id, patience_s=timing.lost_after_s, in_hand=lambda: self.holding, then=let_go
+            service,
+            worker_id,
+            patience_s=timing.lost_after_s,
+            in_hand=lambda: self.holding,
+            then=let_go,
+            request_id=request_id,
         )
         self._let_go = let_go
+        self._request_id = request_id
         self.worker_id = worker_id
         self.finished = 0
         """Attempts that came to an outcome and were not handed back, since the start."""
@@ -81,7 +91,7 @@ class Worker:
         """
         command = ClaimRuns(
             at=self._service.now(),
-            by=origin(f"worker:{self.worker_id}"),
+            by=origin(f"worker:{self.worker_id}", request_id=self._request_id),
             worker_id=self.worker_id,
             limit=limit,
             run_id=run_id,

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 TURN_S: Final = 20.0
 """How long a pass waits for the one before it in the same process."""
 
+_STILL_DUE: Final = timedelta(milliseconds=500)
 MAX_SLEEP = timedelta(seconds=30)
 """How long the scheduler sleeps at most: the safety net under a notification that was lost."""
 
@@ -55,13 +56,15 @@ def run_scheduler(service: Service, stop: threading.Event) -> None:
 
 def _step(service: Service) -> timedelta:
     try:
-        done = trigger_now(service, origin("scheduler"))
+        done = trigger_now(service, origin(f"scheduler:{service.settings.worker_id}"))
         if done.triggered:
             logger.info("triggered %d pipelines: %d queued, %d skipped", done.triggered, done.queued, done.skipped)
-        return _until_next_slot(service)
+        pause = _until_next_slot(service)
     except Away as away:
         logger.warning("the scheduler waits: %s", away)
         return timedelta(seconds=2)
+    # What stays due although nothing could be triggered must not keep the scheduler from sleeping.
+    return pause if pause or done.triggered else _STILL_DUE
 
 
 def _until_next_slot(service: Service) -> timedelta:
@@ -110,7 +113,7 @@ def _take_over_all(service: Service, stop: threading.Event) -> int:
     while not stop.is_set():
         with service.store.transaction() as session:
             now = session.now()
-        command = TakeOver(at=now, by=origin("service"))
+        command = TakeOver(at=now, by=origin(f"service:{service.settings.worker_id}"))
         found = len(take_over(command, service.platform))
         taken += found
         if found < command.limit:

@@ -171,7 +171,7 @@ class _BigQuery:
 
     def _project_anew(self) -> None:
         """It has no tables: the projection begins at the first event again."""
-        from adapters.projector import WAREHOUSE  # noqa: PLC0415 - it is heavy
+        from domain.projection import WAREHOUSE  # noqa: PLC0415 - what a command needs is imported inside it
 
         arguments = connection_arguments(self._dsn.result(), name="bigquery start")
         try:

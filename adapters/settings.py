@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     kms_api_key_name: Name = "api-keys-key"
     kms_credentials_key_name: Name = "credentials-key"
 
+    log_heads_file: Path | None = None
+    log_heads_interval_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+
     smtp_url: SecretStr | None = None
     mail_from: str = "Convergence <no-reply@convergence.invalid>"
 
@@ -81,6 +84,11 @@ class Settings(BaseSettings):
     def embedded_bigquery(self) -> bool:
         """Whether `serve` runs its own BigQuery: nothing else is configured."""
         return self.bigquery_emulator_host is None and self.gcp_project_id is None
+
+    @property
+    def heads_file(self) -> Path:
+        """Where the signed heads of the log are kept, outside the database."""
+        return self.log_heads_file or self.data_dir / "log-heads.jsonl"
 
     @property
     def emulator_url(self) -> str | None:

@@ -8,6 +8,7 @@ from adapters.postgres.event_log import Datastore
 from adapters.postgres.processes import Seen
 from adapters.postgres.reads import queue
 from adapters.problems import WAIT_S, problems
+from adapters.projection_views import look_at
 from adapters.status_views import CustomerWaiting, LeaseView, ProcessView, StatusView, WaitsFor, WorkerView
 
 _CUSTOMERS: Final = 20
@@ -43,6 +44,7 @@ def look(datastore: Datastore, *, wait_s: float = WAIT_S, dead_after_s: float = 
         workers=workers,
         processes=[ProcessView.model_validate(process, from_attributes=True) for process in known],
         leases=[LeaseView(**row) for row in queue.leases(datastore, limit=_LEASES)],
+        projections=look_at(datastore),
         problems=[],
     )
     overdue = {worker_id: seconds for worker_id, (_, seconds) in held.items()}

@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, Field
 
+from projections.follow import ProblemKind
+
 
 class WaitsFor(StrEnum):
     """What keeps a customer's waiting runs from starting."""
@@ -84,6 +86,64 @@ class Problem(BaseModel):
     remedy: str
 
 
+class SkipView(BaseModel):
+    """An event that an operator had a projection pass over."""
+
+    projection: str
+    position: int
+    topic: str
+    reason: str
+    skipped_by: str
+    skipped_at: datetime
+
+
+class ProjectionView(BaseModel):
+    """How far a projection has come, and what keeps it from going on."""
+
+    name: str
+    position: int = Field(description="Of the last event that it handled.")
+    log_end: int
+    behind: int = Field(description="Events that it has not handled.")
+    behind_seconds: float | None = Field(
+        description="The age of the oldest of them; null where that event's own instant cannot be read."
+    )
+    events_per_second: float | None = Field(description="How fast it moved last, within the last minute.")
+    alive: bool = Field(description="Whether a process works on it.")
+    stopped: bool = Field(description="Whether it stands at an event that it can make nothing of.")
+    problem: str | None
+    problem_kind: ProblemKind | None
+    problem_position: int | None = Field(description="The event that it stands at.")
+    problem_topic: str | None = Field(description="The name under which that event is stored.")
+    problem_since: datetime | None
+    skipped: int = Field(description="Events that operators had it pass over.")
+
+
+class RebuildView(BaseModel):
+    """Tables that are made anew from the log, or were."""
+
+    rebuild_id: str
+    tables: list[str]
+    target: str
+    state: str
+    asked_by: str
+    reason: str | None
+    asked_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    position: int = Field(description="How far the log was read.")
+    log_end: int
+    error: str | None
+
+
+class ProjectionsView(BaseModel):
+    """All projections, the events that are passed over, and the newest rebuilds."""
+
+    log_end: int = Field(description="The position of the newest event.")
+    items: list[ProjectionView]
+    skipped: list[SkipView]
+    rebuilds: list[RebuildView] = Field(description="The newest first.")
+
+
 class StatusView(BaseModel):
     """The queue and the processes now, by the database's clock."""
 
@@ -105,4 +165,5 @@ class StatusView(BaseModel):
     workers: list[WorkerView]
     processes: list[ProcessView]
     leases: list[LeaseView] = Field(description="Running runs; of many, those whose leases end first.")
+    projections: list[ProjectionView]
     problems: list[Problem]

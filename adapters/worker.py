@@ -29,13 +29,18 @@ _LOOKED_S: Final = 0.05
 
 
 def process_one(
-    service: Service, worker_id: str, run_id: str | None = None, *, stop: threading.Event | None = None
+    service: Service,
+    worker_id: str,
+    run_id: str | None = None,
+    *,
+    stop: threading.Event | None = None,
+    request_id: str | None = None,
 ) -> str | None:
     """Claim one waiting run, or the one that is named, and execute it; returns its id, None when there was none.
 
-    Once `stop` is set the run is handed back to the queue.
+    Once `stop` is set the run is handed back to the queue. `request_id` is the HTTP request that asked for this.
     """
-    with Worker(service, worker_id) as worker:
+    with Worker(service, worker_id, request_id=request_id) as worker:
         orders = worker.claim(1, run_id)
         if not orders:
             return None

@@ -3,7 +3,7 @@
 from pydantic import Field, SecretStr
 
 from application.command import Command, new_id
-from application.customers import Issued, random_key_part, sealed_key
+from application.customers import Issued, issued_before, random_key_part, sealed_key
 from application.platform import Platform, Transaction
 from application.ports import Vault
 from domain.refusals import Conflict
@@ -18,7 +18,7 @@ class IssueApiKey(Command):
 def issue_api_key(command: IssueApiKey, platform: Platform, vault: Vault) -> Issued:
     """A second key for the customer, good for 90 days; the first one goes on for 24 hours.
 
-    Refused with `Conflict` while two keys are active.
+    Refused with `Conflict` while two keys are active. Sent again by whoever named it, it answers without the key.
     """
     customer_id = command.customer_id
     vault.prepare(customer_id)
@@ -33,9 +33,17 @@ def issue_api_key(command: IssueApiKey, platform: Platform, vault: Vault) -> Iss
             raise Conflict("This API key was issued before, and is shown only once.")
         customer.append(state.issue_key(issued, command.at, replace_oldest=False))
         plan = subscription.must("No such customer.").plan
-        return Issued(command.api_key_id, key, customer_id, plan, state.company_name, new_customer=False)
+        return Issued(
+            api_key_id=command.api_key_id,
+            api_key=key,
+            expires_at=issued.expires_at,
+            customer_id=customer_id,
+            plan=plan,
+            company_name=state.company_name,
+            new_customer=False,
+        )
 
-    return platform.transact(command, work)
+    return platform.once(command, work, lambda tx: issued_before(tx, customer_id, command.api_key_id, command.at))
 
 
 class RevokeApiKey(Command):
@@ -51,4 +59,4 @@ def revoke_api_key(command: RevokeApiKey, platform: Platform) -> None:
         customer = tx.customer(command.customer_id)
         customer.append(customer.must("No such customer.").revoke_key(command.api_key_id, command.at))
 
-    platform.transact(command, work)
+    platform.once(command, work)

@@ -98,7 +98,7 @@ def _days(first: date, last: date) -> list[date]:
 
 
 def _order(command: Backfill, pipeline: Pipeline, pipeline_id: str, day: date) -> RunScheduled:
-    asked_by = command.by.actor.partition(":")[0]
+    asked_by = command.by.kind
     return RunScheduled(
         customer_id=command.customer_id,
         provider=pipeline.provider,

@@ -40,10 +40,14 @@ class Request(BaseModel):
 
 
 class Command(Request):
-    """A request as the service takes it up: `at` is the instant of asking (aware), `by` who asks."""
+    """A request as the service takes it up: `at` is the instant of asking (aware), `by` who asks.
+
+    `once` says that its sender named it and may send it again: every time under the same `by.command_id`.
+    """
 
     at: AwareDatetime
     by: Origin
+    once: bool = False
 
 
 def as_uuid(text: str) -> UUID | None:

@@ -92,7 +92,7 @@ def add_credential(command: AddCredential, platform: Platform, vault: Vault) -> 
         if command.credential_id not in state.credentials:
             customer.append(state.add_credential(added, limits.max_providers))
 
-    platform.transact(command, work)
+    platform.once(command, work)
     return command.credential_id
 
 
@@ -109,4 +109,4 @@ def revoke_credential(command: RevokeCredential, platform: Platform) -> None:
         customer = tx.customer(command.customer_id)
         customer.append(customer.must("No such customer.").revoke_credential(command.credential_id))
 
-    platform.transact(command, work)
+    platform.once(command, work)

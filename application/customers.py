@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import string
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import EmailStr, Field, SecretStr
@@ -48,12 +48,13 @@ class Onboard(NewCustomer, Command):
     api_key_id: str = Field(default_factory=new_id)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Issued:
-    """A new API key, in clear this once."""
+    """A new API key, in clear this once: None when it was issued before, to whoever asks the same again."""
 
     api_key_id: str
-    api_key: SecretStr
+    api_key: SecretStr | None
+    expires_at: datetime
     customer_id: str
     plan: Plan
     company_name: str
@@ -76,15 +77,27 @@ def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
     """Make a customer with its subscription and its first key, in one transaction.
 
     For a customer that exists: its owner and the admin get a new key (and the admin may change the plan this way),
-    anyone else is refused with `Conflict`. Raises `Away` when database or keys are away; then nothing has happened.
+    anyone else is refused with `Conflict`. Sent again by whoever named it, it answers without the key. Raises `Away`
+    when database or keys are away.
     """
     customer_id = command.customer_id
     # Looked at first: the keys of a customer that exists are none of a stranger's business.
-    platform.transact(command, lambda tx: _refuse_takeover(tx.customer(customer_id).state, command))
+    platform.transact(command, lambda tx: _refuse_stranger(tx, command))
     vault.prepare(customer_id)
     issued = sealed_key(customer_id, command.api_key_id, command.key_part, command, vault)
 
-    def work(tx: Transaction) -> tuple[Plan, str, bool]:
+    def answer(plan: Plan, company_name: str, *, new: bool) -> Issued:
+        return Issued(
+            api_key_id=command.api_key_id,
+            api_key=SecretStr(f"{customer_id}_api_{command.key_part.get_secret_value()}"),
+            expires_at=issued.expires_at,
+            customer_id=customer_id,
+            plan=plan,
+            company_name=company_name,
+            new_customer=new,
+        )
+
+    def work(tx: Transaction) -> Issued:
         tx.lock([customer_id])
         customer, subscription = tx.customer(customer_id), tx.subscription(customer_id)
         if customer.state is None:
@@ -102,7 +115,7 @@ def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
             )
             opened = open_subscription(customer_id, command.subscription_plan, command.at)
             subscription.append([opened])
-            return opened.plan, command.company_name, True
+            return answer(opened.plan, command.company_name, new=True)
         _refuse_takeover(customer.state, command)
         if command.api_key_id in customer.state.api_keys:
             raise Conflict("This API key was issued before, and is shown only once.")
@@ -110,11 +123,29 @@ def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
         if command.known_as == "admin" and "subscription_plan" in command.model_fields_set:
             subscription.append(current.change_plan(command.subscription_plan, "onboarded again", command.at))
         customer.append(customer.state.issue_key(issued, command.at, replace_oldest=True))
-        return subscription.must("").plan, customer.state.company_name, False
+        return answer(subscription.must("").plan, customer.state.company_name, new=False)
 
-    plan, company_name, new_customer = platform.transact(command, work)
-    key = SecretStr(f"{customer_id}_api_{command.key_part.get_secret_value()}")
-    return Issued(command.api_key_id, key, customer_id, plan, company_name, new_customer)
+    return platform.once(command, work, lambda tx: issued_before(tx, customer_id, command.api_key_id, command.at))
+
+
+def issued_before(tx: Transaction, customer_id: str, api_key_id: str, at: datetime) -> Issued:
+    """What is left to say of a key at `at` to whoever asked for it and asks again: all but the key."""
+    state = tx.customer(customer_id).must("No such customer.")
+    key = state.api_keys.get(api_key_id)
+    return Issued(
+        api_key_id=api_key_id,
+        api_key=None,
+        expires_at=key.expires_at if key else at,
+        customer_id=customer_id,
+        plan=tx.subscription(customer_id).must("No such customer.").plan,
+        company_name=state.company_name,
+        new_customer=False,
+    )
+
+
+def _refuse_stranger(tx: Transaction, command: Onboard) -> None:
+    if not tx.repeated:
+        _refuse_takeover(tx.customer(command.customer_id).state, command)
 
 
 def _refuse_takeover(known: Customer | None, command: Onboard) -> None:
@@ -184,7 +215,7 @@ def change_contact(command: ChangeContact, platform: Platform) -> None:
         state = customer.must("No such customer.")
         customer.append(state.change_contact(command.company_name, command.admin_email))
 
-    platform.transact(command, work)
+    platform.once(command, work)
 
 
 class Suspend(Command):
@@ -201,7 +232,7 @@ def suspend(command: Suspend, platform: Platform) -> None:
         customer.append(customer.must("No such customer.").suspend(command.reason))
         subscription.append(subscription.must("No such customer.").pause(command.reason))
 
-    platform.transact(command, work)
+    platform.once(command, work)
 
 
 class Reactivate(Command):
@@ -219,4 +250,4 @@ def reactivate(command: Reactivate, platform: Platform) -> None:
         customer.append(state.reactivate(command.reason, upcoming(state, command.at)))
         subscription.append(subscription.must("No such customer.").resume(command.reason))
 
-    platform.transact(command, work)
+    platform.once(command, work)

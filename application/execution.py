@@ -41,10 +41,12 @@ def claim_runs(command: ClaimRuns, platform: Platform) -> list[RunOrder]:
     orders: list[RunOrder] = []
     found = look = command.limit
     for _ in range(_LOOKS):
-        orders, found = platform.transact(command, partial(_claim, command=command, look=look))
+        claim = partial(_claim, command=command, look=look)
+        orders, found = platform.transact(command, claim, of_many=command.run_id is None)
         if orders or not found or command.run_id is not None:
             break
-        # What was found is skipped by now, or its customers' places were just taken: others may wait behind it.
+        # What was found is skipped by now, cannot be read, or its customers' places were just taken: others may wait
+        # behind it.
         look = max(look, _LOOK_FURTHER)
     return orders
 
@@ -63,6 +65,9 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
         state = run.state
         # A row that somebody made or changed by hand must not keep the worker from all the others.
         if state is None or state.customer_id != customer_id or not state.ready(now):
+            continue
+        # Nor must one that cannot be read. Its state is None, and it waits until it can be.
+        if subscriptions[customer_id].unreadable:
             continue
         if state.order.trigger_type is Trigger.ONBOARDING:
             allowed.add(run_id)
@@ -144,11 +149,12 @@ class ReportOutcomes(Command):
 
 
 def report_outcomes(command: ReportOutcomes, platform: Platform) -> list[str]:
-    """Record what became of the runs, and free their places; returns the runs that were no longer this worker's.
+    """Record what became of the runs, and free their places; returns the runs that were refused.
 
-    A worker whose lease was taken over is refused: nothing of what it says is recorded.
+    They were no longer this worker's (nothing is recorded of what a worker says whose lease was taken over), or they or
+    their customer's subscription cannot be read.
     """
-    return platform.transact(command, lambda tx: _report(tx, command))
+    return platform.transact(command, lambda tx: _report(tx, command), of_many=True)
 
 
 def _report(tx: Transaction, command: ReportOutcomes) -> list[str]:
@@ -159,6 +165,9 @@ def _report(tx: Transaction, command: ReportOutcomes) -> list[str]:
     refused: list[str] = []
     released: dict[str, dict[str, bool | None]] = defaultdict(dict)
     for outcome, run in zip(command.outcomes, runs, strict=True):
+        if run.unreadable or subscriptions[outcome.customer_id].unreadable:
+            refused.append(outcome.run_id)
+            continue
         try:
             for step in outcome.steps:
                 run.append(run.must("No such run.").finish_step(command.worker_id, _step(step, outcome.attempt)))
@@ -224,7 +233,10 @@ class TakeOver(Command):
 
 
 def take_over(command: TakeOver, platform: Platform) -> list[str]:
-    """Bring runs whose lease ran out, by the database's clock, back to the queue; returns their ids."""
+    """Bring runs whose lease ran out, by the database's clock, back to the queue; returns their ids.
+
+    Those that cannot be read, or whose customer's subscription cannot, stay where they are.
+    """
 
     def work(tx: Transaction) -> list[str]:
         leases = tx.session.expired_leases(command.limit)
@@ -235,6 +247,8 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
         subscriptions, runs = tx.load(owners, [(UUID(lease.run_id), lease.customer_id) for lease in leases])
         released: dict[str, dict[str, bool | None]] = defaultdict(dict)
         for lease, run in zip(leases, runs, strict=True):
+            if run.unreadable or subscriptions[lease.customer_id].unreadable:
+                continue
             held = run.must("No such run.")
             run.append(held.expire(now, begun=lease.begun))
             state = run.must("No such run.").state
@@ -243,6 +257,6 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
                 # Asked for before the worker began: if none before it did either, the run never started.
                 give_back(tx, now, lease.run_id, replace(held, attempts_not_begun=held.attempts_not_begun + 1))
         _release(tx, now, {c: subscriptions[c] for c in released}, released)
-        return [lease.run_id for lease in leases]
+        return [run_id for run_ids in released.values() for run_id in run_ids]
 
-    return platform.transact(command, work)
+    return platform.transact(command, work, of_many=True)

@@ -95,7 +95,7 @@ def configure_pipeline(command: ConfigurePipeline, platform: Platform, catalogue
         if command.config_id not in state.pipelines:
             customer.append(state.configure_pipeline(command.config_id, pipeline, next_slot(schedule, command.at)))
 
-    platform.transact(command, work)
+    platform.once(command, work)
     return command.config_id
 
 
@@ -157,7 +157,7 @@ def change_pipeline(command: ChangePipeline, platform: Platform, catalogue: Cata
             slot = next((d.next_run_time for d in due if d.config_id == command.config_id), slot)
         customer.append(state.change_pipeline(command.config_id, changed, slot))
 
-    platform.transact(command, work)
+    platform.once(command, work)
 
 
 class RemovePipeline(Command):
@@ -173,4 +173,4 @@ def remove_pipeline(command: RemovePipeline, platform: Platform) -> None:
         customer = tx.customer(command.customer_id)
         customer.append(customer.must("No such customer.").remove_pipeline(command.config_id))
 
-    platform.transact(command, work)
+    platform.once(command, work)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, overload
 from uuid import UUID
 
 import msgspec
@@ -12,14 +12,16 @@ from eventsourcing.persistence import StoredEvent
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from application.command import Command
-from application.mapper import EventMapper, Recorded, topic_of
+from application.damage import Damage
+from application.mapper import EventMapper, Recorded, UnreadableEvent, topic_of
 from application.ports import Away
-from domain import customer, pipeline_run, subscription
+from domain import customer, pipeline_run, projection, subscription
 from domain.customer import Customer
 from domain.customer_events import CustomerEvent
-from domain.envelope import Envelope
-from domain.identity import customer_stream, subscription_stream
+from domain.envelope import Envelope, Origin
+from domain.identity import customer_stream, projection_stream, subscription_stream
 from domain.pipeline_run import PipelineRun
+from domain.projection import EventSkipped, Projection, Stop
 from domain.refusals import NotFound
 from domain.run_events import RunEvent
 from domain.subscription import Subscription
@@ -102,6 +104,15 @@ class Session(Protocol):
     def now(self) -> datetime:
         """The database's clock, for leases: workers' own clocks may be wrong."""
 
+    def take_up(self, command_id: str, command: str) -> bool:
+        """Note that a command is carried out in this transaction; False when another one has done so.
+
+        Waits for a transaction that has taken it up and not ended. To be called before anything else is locked.
+        """
+
+    def was_taken_up(self, command_id: str, command: str) -> bool:
+        """Whether a transaction that was committed has carried the command out."""
+
     def lock_customers(self, customer_ids: Sequence[str]) -> datetime:
         """Hold the rows of these customers, in the order of their ids, until the transaction ends.
 
@@ -151,6 +162,9 @@ class Session(Protocol):
     def expired_leases(self, limit: int) -> Sequence[Lease]:
         """Lock leases that ran out, with their queue rows; those that another transaction holds are left to it."""
 
+    def lock_stop(self, projection: str) -> Stop | None:
+        """Hold the projection's checkpoint, before all other locks; the event that it stands stopped at."""
+
     def running_runs(self, customer_id: str) -> Sequence[str]:
         """The runs of this customer that are RUNNING and hold a concurrent place."""
 
@@ -184,12 +198,20 @@ SUBSCRIPTION: Final[Kind[Subscription, SubscriptionEvent]] = Kind(
     "subscription", subscription.evolve, msgspec.json.Decoder(Subscription), shape=3
 )
 RUN: Final[Kind[PipelineRun, RunEvent]] = Kind("run", pipeline_run.evolve)
+PROJECTION: Final[Kind[Projection, EventSkipped]] = Kind("projection", projection.evolve)
+
+_UNFIT: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What folding an event raises that does not fit the state before it."""
+_BY_ITSELF: Final = frozenset({"worker", "service"})
 
 
 class Stream(Generic[State, Event]):
-    """One stream inside a transaction: its state, and the events decided so far."""
+    """One stream inside a transaction: its state, and the events decided so far.
 
-    __slots__ = ("customer_id", "kind", "pending", "state", "stream_id", "version")
+    One that is `unreadable` has no state, and says so when it is asked for it.
+    """
+
+    __slots__ = ("began", "customer_id", "kind", "latest", "pending", "state", "stream_id", "unreadable", "version")
 
     def __init__(self, kind: Kind[State, Event], stream_id: UUID, customer_id: str) -> None:
         self.kind = kind
@@ -198,13 +220,18 @@ class Stream(Generic[State, Event]):
         self.state: State | None = None
         self.version = 0
         self.pending: list[Event] = []
+        self.began: Origin | None = None
+        self.latest: Origin | None = None
+        self.unreadable: UnreadableEvent | None = None
 
     @property
     def exists(self) -> bool:
+        self._must_be_readable()
         return self.state is not None
 
     def must(self, missing: str) -> State:
         """The state; raises `NotFound(missing)` for a stream without events, or of another customer than was said."""
+        self._must_be_readable()
         if self.state is None or self.state.customer_id != self.customer_id:
             raise NotFound(missing)
         return self.state
@@ -214,26 +241,56 @@ class Stream(Generic[State, Event]):
         if isinstance(stored, Snapshot):
             self.state = self.kind.restored(stored.state)
             self.version = stored.version
-        else:
-            for recorded in mapper.to_domain_events(stored):
-                event: Any = recorded.event
-                self.state = self.kind.evolve(self.state, event)
+        elif self.unreadable is None:
+            try:
+                for recorded in mapper.to_domain_events(stored):
+                    event: Any = recorded.event
+                    self.state = self.kind.evolve(self.state, event)
+                    self.latest = recorded.envelope.by
+            except UnreadableEvent as error:
+                self.state, self.unreadable = None, error
+            except _UNFIT:
+                self.state = None
+                self.unreadable = UnreadableEvent(stored, "it does not follow from the events before it.")
+            self.began = self.began or self.latest
             self.version = stored.originator_version
 
     def append(self, events: Iterable[Event]) -> None:
         """Add decided events, to be stored when the transaction ends; the state moves on at once."""
+        self._must_be_readable()
         for event in events:
             self.state = self.kind.evolve(self.state, event)
             self.pending.append(event)
 
+    def _must_be_readable(self) -> None:
+        if self.unreadable is not None:
+            raise self.unreadable
+
+    def origin(self, by: Origin) -> Origin:
+        """`by`, as the stream's events are to name it.
+
+        What the service does to a run by itself belongs to what asked for the run: one command does it to many.
+        """
+        if self.kind is not RUN or self.began is None or self.latest is None or by.kind not in _BY_ITSELF:
+            return by
+        return by.carrying_on(self.began, self.latest)
+
 
 class Transaction:
-    """Streams loaded and appended to together."""
+    """Streams loaded and appended to together.
 
-    def __init__(self, session: Session, mapper: EventMapper, command: Command) -> None:
+    What cannot be read is told to `damage`. Loading it raises `UnreadableEvent`, unless `of_many` says that the command
+    passes such streams over for the sake of all others.
+    """
+
+    def __init__(
+        self, session: Session, mapper: EventMapper, command: Command, damage: Damage, *, of_many: bool = False
+    ) -> None:
         self.session = session
         self._mapper = mapper
         self._command = command
+        self._damage = damage
+        self._of_many = of_many
         self._streams: dict[UUID, Stream[Any, Any]] = {}
 
     def customer(self, customer_id: str) -> Stream[Customer, CustomerEvent]:
@@ -252,6 +309,10 @@ class Transaction:
     def run(self, run_id: UUID, customer_id: str) -> Stream[PipelineRun, RunEvent]:
         return self.runs([(run_id, customer_id)])[run_id]
 
+    def projection(self, name: str) -> Stream[Projection, EventSkipped]:
+        stream: Stream[Projection, EventSkipped] = self._load([(PROJECTION, projection_stream(name), "")])[0]
+        return stream
+
     def runs(self, runs: Sequence[tuple[UUID, str]]) -> dict[UUID, Stream[PipelineRun, RunEvent]]:
         return {stream.stream_id: stream for stream in self.load([], runs)[1]}
 
@@ -266,6 +327,12 @@ class Transaction:
         streams = self._load(wanted)
         return dict(zip(subscriptions, streams, strict=False)), streams[len(subscriptions) :]
 
+    @property
+    def repeated(self) -> bool:
+        """Whether the command was carried out before, and is sent again."""
+        command = self._command
+        return command.once and self.session.was_taken_up(command.by.command_id, type(command).__name__)
+
     def lock(self, customer_ids: Iterable[str]) -> datetime:
         """Hold these customers against other deciders, before their streams are loaded; since when, by the database."""
         return self.session.lock_customers(sorted(set(customer_ids)))
@@ -276,6 +343,11 @@ class Transaction:
             for found in self.session.load({i: stream.kind.shape for i, stream in missing.items()}):
                 stream = missing[found.stream_id if isinstance(found, Snapshot) else found.originator_id]  # type: ignore[index]
                 stream.read(found, self._mapper)
+            for stream in missing.values():
+                if stream.unreadable is not None:
+                    self._damage.tell(stream.unreadable)
+                    if not self._of_many:
+                        raise stream.unreadable
             self._streams.update(missing)
         return [self._streams[i] for _, i, _ in wanted]
 
@@ -285,6 +357,7 @@ class Transaction:
         snapshots: list[Snapshot] = []
         for stream in self._streams.values():
             before = stream.version
+            by = stream.origin(self._command.by) if stream.pending else self._command.by
             for event in stream.pending:
                 stream.version += 1
                 envelope = Envelope(
@@ -293,7 +366,7 @@ class Transaction:
                     topic=topic_of(event),
                     customer_id=stream.customer_id,
                     at=self._command.at,
-                    by=self._command.by,
+                    by=by,
                 )
                 recorded.append(Recorded(event, envelope))
             stream.pending = []
@@ -311,12 +384,14 @@ class Platform:
     def __init__(self, store: Store, mapper: EventMapper) -> None:
         self._store = store
         self._mapper = mapper
+        self._damage = Damage()
 
-    def transact(self, command: Command, work: Callable[[Transaction], Result]) -> Result:
+    def transact(self, command: Command, work: Callable[[Transaction], Result], *, of_many: bool = False) -> Result:
         """Do `work` and store what it decided, all or nothing.
 
         When another process took a version first, everything is loaded and decided again, a few times. Refusals pass
-        through and store nothing. Raises `Away` when the database is away.
+        through and store nothing. Raises `Away` when the database is away, and `UnreadableEvent` when a stream cannot
+        be loaded: work on streams `of_many` customers is given it all the same, and is to pass it over.
         """
         retrying = Retrying(
             retry=retry_if_exception_type(Superseded),
@@ -324,10 +399,37 @@ class Platform:
             wait=wait_random_exponential(multiplier=0.005, max=0.5),
         )
         try:
-            result: Result = retrying(self._once, command, work)
+            result: Result = retrying(self._once, command, work, of_many=of_many)
         except RetryError:
             raise Away("Too many others are changing the same thing. Try again.") from None
         return result
+
+    @overload
+    def once(self, command: Command, work: Callable[[Transaction], None]) -> None: ...
+
+    @overload
+    def once(
+        self, command: Command, work: Callable[[Transaction], Result], again: Callable[[Transaction], Result]
+    ) -> Result: ...
+
+    def once(
+        self,
+        command: Command,
+        work: Callable[[Transaction], Any],
+        again: Callable[[Transaction], Any] = lambda _: None,
+    ) -> Any:
+        """As `transact`, and a command that its sender named is carried out once, whatever became of the answer.
+
+        That it was is stored with what it did. Sent again, it decides nothing: `again` says what there is to answer.
+        Commands whose every effect has an identity of its own (a run, a slot) do not need this.
+        """
+
+        def first(tx: Transaction) -> Any:  # noqa: ANN401 - what `work` or `again` answer
+            if tx.session.take_up(command.by.command_id, type(command).__name__):
+                return work(tx)
+            return again(tx)
+
+        return self.transact(command, first if command.once else work)
 
     def history(self, stream_id: UUID) -> list[Recorded]:
         """Every event of one stream in its envelope, oldest first; empty for a stream that never was."""
@@ -335,9 +437,9 @@ class Platform:
             stored = session.load({stream_id: 0})
         return [r for e in stored if isinstance(e, StoredEvent) for r in self._mapper.to_domain_events(e)]
 
-    def _once(self, command: Command, work: Callable[[Transaction], Result]) -> Result:
+    def _once(self, command: Command, work: Callable[[Transaction], Result], *, of_many: bool = False) -> Result:
         with self._store.transaction() as session:
-            transaction = Transaction(session, self._mapper, command)
+            transaction = Transaction(session, self._mapper, command, self._damage, of_many=of_many)
             result = work(transaction)
             transaction.flush()
         return result

@@ -11,12 +11,18 @@ class Away(Exception):  # noqa: N818 - it says where the backend is
     """A backend did not answer, or not in time. Nothing was acknowledged; the same call may work later."""
 
 
+class Full(Away):
+    """The database has no room left: it can be read, nothing is stored until there is room again."""
+
+
 class Purpose(StrEnum):
     """What a customer's secret is for. It chooses the wrapping key and is bound into the ciphertext."""
 
     API_KEY = "api-key"
     CREDENTIAL = "credential"
     PERSONAL = "personal"
+    LOG_HEAD = "log-head"
+    """The key that signs what the log was. It is the service's own and no customer's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def configure_provider(command: ConfigureProvider, platform: Platform) -> str:
         if command.config_id not in state.provider_configs:
             customer.append(state.configure_provider(configured))
 
-    platform.transact(command, work)
+    platform.once(command, work)
     return command.config_id
 
 
@@ -61,4 +61,4 @@ def remove_provider_config(command: RemoveProviderConfig, platform: Platform) ->
         customer = tx.customer(command.customer_id)
         customer.append(customer.must("No such customer.").remove_provider_config(command.config_id))
 
-    platform.transact(command, work)
+    platform.once(command, work)

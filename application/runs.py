@@ -107,7 +107,7 @@ def cancel_run(command: CancelRun, platform: Platform) -> None:
         else:
             tx.session.ask_to_stop([command.run_id])
 
-    platform.transact(command, work)
+    platform.once(command, work)
 
 
 def _known(run_id: str) -> UUID:
@@ -151,7 +151,7 @@ def retry_run(command: RetryRun, platform: Platform, catalogue: Catalogue) -> UU
         template=old.order.template,
         pipeline_id=old.order.pipeline_id,
         trigger_type=Trigger.RETRY,
-        trigger_by=command.by.actor.partition(":")[0],
+        trigger_by=command.by.kind,
         run_date=old.order.run_date,
         scheduled_for=command.at,
         priority=Priority.RETRY,

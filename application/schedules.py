@@ -1,6 +1,7 @@
 """All schedules of one customer at once: paused, resumed."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from application.command import Command, Line
 from application.pipelines import upcoming
@@ -34,7 +35,7 @@ def pause_schedules(command: PauseSchedules, platform: Platform) -> Schedules:
         customer.append(customer.must("No such customer.").pause_schedules(command.reason))
         return _schedules(customer.must("No such customer."))
 
-    return platform.transact(command, work)
+    return platform.once(command, work, partial(_as_they_are, command.customer_id))
 
 
 class ResumeSchedules(Command):
@@ -55,7 +56,11 @@ def resume_schedules(command: ResumeSchedules, platform: Platform) -> Schedules:
         customer.append(state.resume_schedules(command.reason, upcoming(state, command.at)))
         return _schedules(customer.must("No such customer."))
 
-    return platform.transact(command, work)
+    return platform.once(command, work, partial(_as_they_are, command.customer_id))
+
+
+def _as_they_are(customer_id: str, tx: Transaction) -> Schedules:
+    return _schedules(tx.customer(customer_id).must("No such customer."))
 
 
 def _schedules(state: Customer) -> Schedules:

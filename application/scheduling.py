@@ -52,11 +52,12 @@ class TriggerSchedules(Command):
 def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: Catalogue) -> Triggered:
     """Make the runs of all slots that are due at `command.at`, and move every pipeline on to its next slot.
 
-    A slot becomes one run however many callers there are. Quota that is used up makes a SKIPPED run.
+    A slot becomes one run however many callers there are. Quota that is used up makes a SKIPPED run. Pipelines stay due
+    whose customer, subscription or runs cannot be read.
     """
 
     def batch(lane: Lane) -> Triggered:
-        return platform.transact(command, lambda tx: _trigger_batch(tx, command, catalogue, lane))
+        return platform.transact(command, lambda tx: _trigger_batch(tx, command, catalogue, lane), of_many=True)
 
     def rest(lane: Lane) -> Triggered:
         total = Triggered()
@@ -82,10 +83,11 @@ def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalo
     due = tx.session.due_pipelines(customer_ids, command.at, command.batch)
     if not due:
         return Triggered()
-    tx.subscriptions(sorted({d.customer_id for d in due}))
-    due, planned = _planned(due, command, catalogue)
+    subscriptions = tx.subscriptions(sorted({d.customer_id for d in due}))
+    due, planned = _planned([d for d in due if not subscriptions[d.customer_id].unreadable], command, catalogue)
     earlier = _earlier_runs(tx, due, command.at, overlapped)
     runs = tx.runs([(p.run_id, p.due.customer_id) for p in planned])
+    due, planned = _readable(tx, due, planned, earlier, runs)
     fresh = [p for p in planned if not runs[p.run_id].exists]
 
     admitted, refusals = _admit(tx, fresh, earlier, command.at)
@@ -119,6 +121,25 @@ def _planned(
             return due[:number], planned
         planned += runs
     return due, planned
+
+
+def _readable(
+    tx: Transaction,
+    due: Sequence[DuePipeline],
+    planned: list[Planned],
+    earlier: Mapping[str, Sequence[Run]],
+    runs: Mapping[UUID, Run],
+) -> tuple[Sequence[DuePipeline], list[Planned]]:
+    """Without the pipelines about which nothing can be decided: they must not keep all others from their slots."""
+    damaged = {p.due.config_id for p in planned if runs[p.run_id].unreadable}
+    damaged |= {config_id for config_id, found in earlier.items() if any(run.unreadable for run in found)}
+    planned = [p for p in planned if p.due.config_id not in damaged]
+    # Those whose slot makes no new run are moved on by their customer.
+    moved = {p.due.config_id for p in planned if not p.unreadable and not runs[p.run_id].exists}
+    rest = [d for d in due if d.config_id not in moved | damaged]
+    customers = tx.customers([d.customer_id for d in rest])
+    damaged |= {d.config_id for d in rest if customers[d.customer_id].unreadable}
+    return [d for d in due if d.config_id not in damaged], [p for p in planned if p.due.config_id not in damaged]
 
 
 def _lock_overlapped(tx: Transaction, customer_ids: Sequence[str], now: datetime) -> set[str]:

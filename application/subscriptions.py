@@ -19,7 +19,7 @@ def _decide(command: Command, customer_id: str, platform: Platform, decision: De
         subscription = tx.subscription(customer_id)
         subscription.append(decision(subscription.must("No such customer."), tx))
 
-    platform.transact(command, work)
+    platform.once(command, work)
 
 
 class ChangePlan(Command):

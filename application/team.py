@@ -41,7 +41,7 @@ def add_team_member(command: AddTeamMember, platform: Platform) -> str:
         if command.member_id not in state.team:
             customer.append(state.add_team_member(added, limits.max_team_members))
 
-    platform.transact(command, work)
+    platform.once(command, work)
     return command.member_id
 
 
@@ -56,4 +56,4 @@ def remove_team_member(command: RemoveTeamMember, platform: Platform) -> None:
         customer = tx.customer(command.customer_id)
         customer.append(customer.must("No such customer.").remove_team_member(command.member_id))
 
-    platform.transact(command, work)
+    platform.once(command, work)

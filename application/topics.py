@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from domain import customer_events, run_events, subscription_events
+from domain.projection import EventSkipped
 
-Event = customer_events.CustomerEvent | subscription_events.SubscriptionEvent | run_events.RunEvent
+Event = customer_events.CustomerEvent | subscription_events.SubscriptionEvent | run_events.RunEvent | EventSkipped
 
 TOPICS: Final[Mapping[str, type[Event]]] = {
     "customer.onboarded@1": customer_events.Onboarded,
@@ -52,6 +53,7 @@ TOPICS: Final[Mapping[str, type[Event]]] = {
     "run.cancel-requested@1": run_events.CancelRequested,
     "run.cancelled@1": run_events.RunCancelled,
     "run.skipped@1": run_events.RunSkipped,
+    "projection.event-skipped@1": EventSkipped,
 }
 
 Data = dict[str, Any]

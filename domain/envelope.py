@@ -9,8 +9,14 @@ from uuid import UUID
 class Origin:
     """Who asked for something, and what it belongs to.
 
-    `actor` is `customer:{id}`, `admin`, `anyone`, `scheduler`, `worker:{id}` or `service`. All events of one outside
-    request share its `correlation_id`; `causation_id` names the command or event that led to this command.
+    `actor` says what kind of caller it was, and which one of them: `customer:{customer_id}/{api_key_id}`; `admin` with
+    the operators' key, `admin/next` with the one that is to follow it, `admin/cli:{os user}` at a command line;
+    `scheduler:{worker_id}`, `worker:{worker_id}` and `service:{worker_id}` for processes of the service, by the
+    WORKER_ID that names them; `stripe`; `anyone` who needs no key. Events of earlier days may name the kind alone.
+
+    `command_id` is shared by all events that were decided together. `request_id` is the HTTP request in which that was
+    done, `correlation_id` what all of it belongs to in the end: the request or command that set it off, also where a
+    worker does the rest later. `causation_id` is the command whose events led to this one.
     """
 
     actor: str
@@ -18,6 +24,21 @@ class Origin:
     correlation_id: str
     request_id: str | None = None
     causation_id: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """`customer`, `admin`, `scheduler`, `worker`, `service`, `stripe` or `anyone`."""
+        return self.actor.partition(":")[0].partition("/")[0]
+
+    def carrying_on(self, began: "Origin", latest: "Origin") -> "Origin":
+        """The same, as part of what `began` set off and caused by what `latest` did."""
+        return Origin(
+            actor=self.actor,
+            command_id=self.command_id,
+            correlation_id=began.correlation_id,
+            request_id=self.request_id,
+            causation_id=latest.command_id,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ _NAMESPACE: Final = UUID("8f2d7a56-3c7f-5b0e-9a55-1c0de5f1a9e4")
 _CUSTOMER: Final = uuid5(_NAMESPACE, "customer")
 _SUBSCRIPTION: Final = uuid5(_NAMESPACE, "subscription")
 _RUN: Final = uuid5(_NAMESPACE, "run")
+_PROJECTION: Final = uuid5(_NAMESPACE, "projection")
 
 CUSTOMER_ID: Final = re.compile(r"[A-Za-z0-9_]{3,50}", re.ASCII)
 _RESERVED: Final = frozenset({"information_schema", "system", "admin", "customers_metadata"})
@@ -35,6 +36,11 @@ def customer_stream(customer: str) -> UUID:
 
 def subscription_stream(customer: str) -> UUID:
     return uuid5(_SUBSCRIPTION, customer.lower())
+
+
+def projection_stream(projection: str) -> UUID:
+    """The stream of what operators decide about a projection."""
+    return uuid5(_PROJECTION, projection)
 
 
 def scheduled_run_id(config_id: str, slot: datetime) -> UUID:

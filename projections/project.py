@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from domain import customer_events, run_events, subscription_events
 from domain.envelope import Envelope
-from projections import customers, run_logs, runs, subscriptions
+from domain.projection import EventSkipped
+from projections import customers, run_logs, runs, skips, subscriptions
 from projections.rows import Change, RowChange
 
 Rows = Callable[[Any, Envelope], Iterator[RowChange]]
@@ -14,6 +15,7 @@ _CENTRAL: Final[dict[type, Rows]] = {
     **{kind: customers.rows.dispatch(kind) for kind in customer_events.CustomerEvent.__args__},
     **{kind: subscriptions.rows.dispatch(kind) for kind in subscription_events.SubscriptionEvent.__args__},
     **{kind: runs.rows.dispatch(kind) for kind in run_events.RunEvent.__args__},
+    EventSkipped: skips.rows,
 }
 _CUSTOMER: Final[dict[type, Rows]] = {kind: run_logs.rows.dispatch(kind) for kind in run_events.RunEvent.__args__}
 

@@ -242,6 +242,20 @@ PIPELINE_EXECUTION_QUEUE = Table(
     cluster_by=("customer_id",),
 )
 
+PROJECTION_SKIPS = Table(
+    name="projection_skips",
+    description="One row per event that an operator had a projection pass over, and why.",
+    columns=_columns(
+        "projection",
+        ("skipped_position", _INT),
+        "topic",
+        "reason",
+        "skipped_by",
+        ("skipped_at", _TS),
+    ),
+    key=("projection", "skipped_position"),
+)
+
 X_META_PIPELINE_RUNS = Table(
     name="x_meta_pipeline_runs",
     description="Execution log: one row per run.",
@@ -314,6 +328,21 @@ X_META_DQ_RESULTS = Table(
     cluster_by=("pipeline_logging_id",),
 )
 
+LOG_HEADS = Table(
+    name="log_heads",
+    description="One row per signed head of the event log: what it was at that moment. No row follows from an event.",
+    columns=_columns(
+        "hash",
+        ("events", _INT),
+        ("sealed_at", _TS),
+        "key_id",
+        "public_key",
+        "signature",
+    ),
+    key=("hash",),
+    partition_by="sealed_at",
+)
+
 CENTRAL = (
     CUSTOMER_PROFILES,
     CUSTOMER_API_KEYS,
@@ -325,6 +354,7 @@ CENTRAL = (
     CUSTOMER_PIPELINE_CONFIGS,
     SCHEDULED_PIPELINE_RUNS,
     PIPELINE_EXECUTION_QUEUE,
+    PROJECTION_SKIPS,
 )
 CUSTOMER = (X_META_PIPELINE_RUNS, X_META_STEP_LOGS, X_META_DQ_RESULTS)
 EVERY = CENTRAL + CUSTOMER

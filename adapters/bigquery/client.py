@@ -22,6 +22,8 @@ SCOPE = "https://www.googleapis.com/auth/bigquery"
 CONNECT_SECONDS = 3.0
 CALL_SECONDS = 30.0
 """The longest that one call may take: a statement, or waiting for its end."""
+_CONNECTIONS = 32
+"""Kept open, which is more than there are threads that share a client."""
 METADATA_SECONDS = 5.0
 """The longest that one call about a dataset or a table may take."""
 
@@ -69,8 +71,8 @@ def connect(project: str, emulator_url: str | None, location: str) -> bigquery.C
     else:
         credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
     session = AuthorizedSession(credentials, refresh_timeout=METADATA_SECONDS)  # type: ignore[no-untyped-call]
-    session.mount("https://", _Session())
-    session.mount("http://", _Session())
+    session.mount("https://", _Session(pool_maxsize=_CONNECTIONS))
+    session.mount("http://", _Session(pool_maxsize=_CONNECTIONS))
     return bigquery.Client(
         project=project,
         credentials=credentials,

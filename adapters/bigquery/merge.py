@@ -74,8 +74,11 @@ def merge_of(rows: Sequence[Folded]) -> Merge:
 
 
 @lru_cache(maxsize=1024)
-def merge_sql(target: str, table: Table, shape: Shape) -> str:
-    """The statement for `target`, a backquoted table name; its one parameter `@rows` is a JSON array of rows."""
+def merge_sql(target: str, table: Table, shape: Shape, *, guarded: bool = True) -> str:
+    """The statement for `target`, a backquoted table name; its one parameter `@rows` is a JSON array of rows.
+
+    Unless it is `guarded`, a row is written also over one that stands at the same or a later position.
+    """
     types = {column.name: column.type for column in table.columns}
     fields = [(name, types[name]) for name in shape.columns]
     fields.append(("position", Type.INT64))
@@ -83,7 +86,7 @@ def merge_sql(target: str, table: Table, shape: Shape) -> str:
         fields.append(("row_present", Type.INT64))
     if shape.inserts and shape.updates:
         fields.append(("row_whole", Type.BOOL))
-    source = ", ".join(f"{_read(place, kind)} AS `{name}`" for place, (name, kind) in enumerate(fields))
+    source = _source(fields)
     on = " AND ".join(f"t.`{name}` = s.`{name}`" for name in table.key)
     bits = {name: 1 << place for place, name in enumerate(shape.varying)}
     sets = [
@@ -96,7 +99,8 @@ def merge_sql(target: str, table: Table, shape: Shape) -> str:
     # Names come from the table definitions alone; values from the parameter alone.
     sql = (
         f"MERGE {target} AS t USING (SELECT {source} FROM UNNEST(JSON_QUERY_ARRAY(@rows)) AS r) AS s ON {on} "  # noqa: S608
-        f"WHEN MATCHED AND s.position > t.position THEN UPDATE SET {', '.join([*sets, 'position = s.position'])}"
+        f"WHEN MATCHED{' AND s.position > t.position' if guarded else ''}"
+        f" THEN UPDATE SET {', '.join([*sets, 'position = s.position'])}"
     )
     if shape.inserts:
         names = [f"`{name}`" for name in (*shape.columns, "position")]
@@ -107,8 +111,20 @@ def merge_sql(target: str, table: Table, shape: Shape) -> str:
     return sql
 
 
-def _read(place: int, kind: Type) -> str:
-    text = f"JSON_VALUE(r, '$[{place}]')"
+def keys_sql(table: Table) -> str:
+    """The keys in the parameter `@keys`, a JSON array of arrays, as columns."""
+    types = {column.name: column.type for column in table.columns}
+    keys = _source([(name, types[name]) for name in table.key])
+    return f"SELECT DISTINCT {keys} FROM UNNEST(JSON_QUERY_ARRAY(@keys)) AS r"  # noqa: S608 - names
+
+
+def _source(fields: Sequence[tuple[str, Type]]) -> str:
+    return ", ".join(f"{value_of('r', f'$[{place}]', kind)} AS `{name}`" for place, (name, kind) in enumerate(fields))
+
+
+def value_of(document: str, path: str, kind: Type) -> str:
+    """What stands at a path of a JSON text, as a value of the type: the three in SQL, the result too."""
+    text = f"JSON_VALUE({document}, '{path}')"
     match kind:
         case Type.STRING:
             return text

@@ -39,8 +39,8 @@ def ensure_dataset(client: bigquery.Client, dataset_id: str, location: str) -> N
     client.create_dataset(dataset, exists_ok=True, retry=RETRY, timeout=METADATA_SECONDS)
 
 
-def ensure_table(client: bigquery.Client, dataset_id: str, table: Table) -> None:
-    """Make the table, partitioned and clustered, if it is missing; add the columns that are new to it.
+def ensure_table(client: bigquery.Client, dataset_id: str, table: Table) -> bigquery.Table:
+    """Make the table, partitioned and clustered, if it is missing; add the columns that are new to it; how it is now.
 
     Existing columns, partitioning and clustering are never changed.
     """
@@ -53,7 +53,7 @@ def ensure_table(client: bigquery.Client, dataset_id: str, table: Table) -> None
         )
     found = client.create_table(wanted, exists_ok=True, retry=RETRY, timeout=METADATA_SECONDS)
     if not _missing(wanted, found):
-        return
+        return found
     for field in _missing(wanted, found):
         # One column for each statement: an emulator takes no more.
         sql = f"ALTER TABLE `{client.project}.{dataset_id}.{table.name}` ADD COLUMN IF NOT EXISTS `{field.name}`"
@@ -62,7 +62,8 @@ def ensure_table(client: bigquery.Client, dataset_id: str, table: Table) -> None
     found = client.get_table(wanted.reference, retry=RETRY, timeout=METADATA_SECONDS)
     if missing := _missing(wanted, found):
         found.schema = [*found.schema, *missing]
-        client.update_table(found, ["schema"], retry=RETRY, timeout=METADATA_SECONDS)
+        found = client.update_table(found, ["schema"], retry=RETRY, timeout=METADATA_SECONDS)
+    return found
 
 
 def _missing(wanted: bigquery.Table, found: bigquery.Table) -> list[bigquery.SchemaField]:

@@ -1,9 +1,8 @@
 """The warehouse: BigQuery as the use cases and the projector see it."""
 
 import re
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -11,16 +10,17 @@ from typing import Any
 from google.api_core import exceptions
 from google.cloud import bigquery
 
-from adapters.bigquery.client import CALL_SECONDS, RETRY, passes, plain_errors, run
-from adapters.bigquery.merge import Merge, merge_of, merge_sql
+from adapters.bigquery.client import CALL_SECONDS, RETRY, plain_errors, run
 from adapters.bigquery.tables import dataset_of, ensure_dataset, ensure_table
-from application.ports import Away, Query
-from projections.fold import Folded, fold
+from adapters.bigquery.writing import ChangeWriter
+from application.ports import Query
 from projections.rows import Change, Table
 from projections.tables import CENTRAL, CUSTOMER
 
-_WRITERS = 4
-"""Tables written at the same time."""
+EMULATED_WRITERS = 4
+"""Tables written at the same time in an emulator, which does one thing after the other: the last one waits for all."""
+WRITERS = 16
+"""At Google, where a statement takes a second or more, and statements on different tables do not hinder each other."""
 _OPENS = re.compile(r"\bBEGIN(\s+TRANSACTION)?\s*(;|$)", re.IGNORECASE)
 _CLOSES = re.compile(r"\b(COMMIT|ROLLBACK)\b", re.IGNORECASE)
 
@@ -32,13 +32,22 @@ class BigQueryWarehouse:
     thirty. `PermissionError` says that it answered and refused.
     """
 
-    def __init__(self, client: bigquery.Client, project: str, central_dataset: str, location: str) -> None:
+    def __init__(
+        self,
+        client: bigquery.Client,
+        project: str,
+        central_dataset: str,
+        location: str,
+        *,
+        writers: int = EMULATED_WRITERS,
+    ) -> None:
         self._client = client
         self._project = project
         self._central = central_dataset
         self._location = location
         self._ensured: set[tuple[str, str]] = set()
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="warehouse")
+        self._writers = ThreadPoolExecutor(writers, thread_name_prefix="warehouse")
+        self._changes = ChangeWriter(client, project, central_dataset, self._writers, repair=self._repair)
 
     def close(self) -> None:
         """End the writers and close the connections."""
@@ -82,64 +91,26 @@ class BigQueryWarehouse:
         one of them is raised: a fault before an `Away`. Raises `ValueError` for a value that a table cannot hold,
         before anything is written.
         """
-        tables: dict[tuple[str, str], list[Folded]] = {}
-        for row in fold(changes):
-            dataset = self._central if row.customer_id is None else dataset_of(row.customer_id)
-            tables.setdefault((dataset, row.table.name), []).append(row)
-        merges = [(dataset, merge_of(rows)) for (dataset, _), rows in tables.items()]
-        if len(merges) == 1:
-            self._write(*merges[0], threading.Event())
-            return
-        gone = threading.Event()
-        written = [self._writers.submit(self._write, dataset, merge, gone) for dataset, merge in merges]
-        wait(written)
-        _raise_first(written)
+        self._changes.write(self._changes.merges(changes))
 
-    def _write(self, dataset: str, merge: Merge, gone: threading.Event) -> None:
-        """Write one table, unless BigQuery was already found to be `gone`: the others then do not wait as well."""
-        sql = merge_sql(f"`{self._project}.{dataset}.{merge.table.name}`", merge.table, merge.shape)
-        for chunk in merge.chunks:
-            if gone.is_set():
-                raise Away("BigQuery is away")
-            with plain_errors():
-                try:
-                    self._merge(dataset, merge.table, sql, chunk)
-                except Exception as error:
-                    if passes(error):
-                        gone.set()
-                    raise
-
-    def _merge(self, dataset: str, table: Table, sql: str, chunk: str) -> None:
-        rows = [bigquery.ScalarQueryParameter("rows", "STRING", chunk)]
-        try:
-            run(self._client, sql, rows)
-        except exceptions.BadRequest:
-            # The table may be older than a column. A statement that is wrong with everything there stays wrong.
-            if (dataset, table.name) in self._ensured:
-                raise
+    def _repair(self, dataset: str, table: Table, error: Exception, again: Callable[[], object]) -> None:
+        if isinstance(error, exceptions.NotFound):
             self._ensure(dataset, [table])
-            run(self._client, sql, rows)
-        except exceptions.NotFound:
-            self._ensure(dataset, [table])
-            run(self._client, sql, rows)
+            again()
             # Where one table is missing others may be, and no change may come for them soon.
             self._ensure(dataset, CENTRAL if dataset == self._central else CUSTOMER)
+        elif isinstance(error, exceptions.BadRequest) and (dataset, table.name) not in self._ensured:
+            # The table may be older than a column. A statement that is wrong with everything there stays wrong.
+            self._ensure(dataset, [table])
+            again()
+        else:
+            raise error
 
     def _ensure(self, dataset: str, tables: Sequence[Table]) -> None:
         ensure_dataset(self._client, dataset, self._location)
         for table in tables:
             ensure_table(self._client, dataset, table)
             self._ensured.add((dataset, table.name))
-
-
-def _raise_first(written: Sequence[Future[None]]) -> None:
-    errors = [error for future in written if (error := future.exception()) is not None]
-    if not errors:
-        return
-    first = min(errors, key=lambda error: isinstance(error, Away))
-    if len(errors) > 1:
-        first.add_note(f"{len(errors)} of {len(written)} tables were not written")
-    raise first
 
 
 _KINDS: Sequence[tuple[type | tuple[type, ...], str]] = (

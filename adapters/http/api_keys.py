@@ -6,12 +6,11 @@ from pydantic import BaseModel, Field
 
 from adapters.http.api import Parts
 from adapters.http.auth import CustomerCaller
-from adapters.http.idempotency import RequestName
+from adapters.http.idempotency import SHOWN_ONCE, RequestName
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import customer_router, refusals
 from adapters.postgres.reads.listing import Where, newest_first
 from application.api_keys import IssueApiKey, RevokeApiKey, issue_api_key, revoke_api_key
-from domain.customer import KEY_LIFE
 from projections.tables import CUSTOMER_API_KEYS
 
 router = customer_router("/customers/{customer_id}/api-keys", "API keys")
@@ -55,9 +54,9 @@ def post_key(api: Parts, caller: CustomerCaller, name: RequestName) -> IssuedApi
     return IssuedApiKey(
         api_key_id=issued.api_key_id,
         customer_id=issued.customer_id,
-        api_key=issued.api_key.get_secret_value(),
-        expires_at=command.at + KEY_LIFE,
-        message="Save this key now: it is shown only once.",
+        api_key=issued.api_key.get_secret_value() if issued.api_key else None,
+        expires_at=issued.expires_at,
+        message="Save this key now: it is shown only once." if issued.api_key else SHOWN_ONCE,
     )
 
 

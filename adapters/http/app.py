@@ -15,6 +15,11 @@ from starlette.staticfiles import StaticFiles
 from adapters.bootstrap import Service, utc_now
 from adapters.http import (
     admin,
+    admin_events,
+    admin_projections,
+    admin_rebuild,
+    admin_streams,
+    admin_verify,
     api_keys,
     backfills,
     credentials,
@@ -55,6 +60,11 @@ ROUTERS: Final = (
     runs.router,
     scheduler.router,
     admin.router,
+    admin_events.router,
+    admin_streams.router,
+    admin_projections.router,
+    admin_rebuild.router,
+    admin_verify.router,
     health.router,
     reveal.router,
 )
@@ -63,7 +73,7 @@ _DESCRIPTION: Final = """
 Control plane of a multi-tenant data-pipeline platform: customers, keys, plans, schedules, runs and their usage.
 
 A customer sends `X-API-Key`, an operator `X-Admin-Key`. Lists answer `{"items": [...], "next_cursor": ...}` and take
-`limit` and `cursor`. Every error has one body, as application/problem+json. POSTs take an `Idempotency-Key`.
+`limit` and `cursor`. Every error has one body, as application/problem+json. Commands take an `Idempotency-Key`.
 Instants are RFC 3339 in UTC; days and months are UTC.
 """
 _ASSETS: Final = "/docs/assets"

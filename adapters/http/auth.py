@@ -38,9 +38,17 @@ class Identity:
     kind: Literal["customer", "admin", "nobody"]
     customer_id: str | None = None
     suspended: bool = False
+    key: str | None = None
+    """Which key it was: a customer's by its api_key_id, `next` for ADMIN_API_KEY_NEXT."""
 
     @property
     def actor(self) -> str:
+        """Who it was, down to the key, for the record."""
+        return self.caller if self.key is None else f"{self.caller}/{self.key}"
+
+    @property
+    def caller(self) -> str:
+        """Who it was, whichever of its keys was used: a request that is sent again after a key was replaced is one."""
         match self.kind:
             case "customer":
                 return f"customer:{self.customer_id}"
@@ -56,11 +64,13 @@ class Caller:
     identity: Identity
     at: datetime
     by: Origin
+    once: bool
+    """Whether the request was named, and may be sent again."""
 
     @property
     def stamp(self) -> dict[str, Any]:
         """What every command begins with."""
-        return {"at": self.at, "by": self.by}
+        return {"at": self.at, "by": self.by, "once": self.once}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +80,13 @@ class Acting:
     identity: Identity
     at: datetime
     by: Origin
+    once: bool
     customer_id: str
 
     @property
     def stamp(self) -> dict[str, Any]:
         """What every command about the customer begins with."""
-        return {"at": self.at, "by": self.by, "customer_id": self.customer_id}
+        return {"at": self.at, "by": self.by, "once": self.once, "customer_id": self.customer_id}
 
 
 def unauthorized() -> HTTPException:
@@ -87,17 +98,21 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _is_admin_key(key: str, *valid: SecretStr | None) -> bool:
+def _operator(key: str, current: SecretStr, following: SecretStr | None) -> Identity | None:
     given = _digest(key)
-    matches = [hmac.compare_digest(given, _digest(v.get_secret_value())) for v in valid if v is not None]
-    return any(matches)
+    # Both are compared, whatever the first comparison says.
+    is_current = hmac.compare_digest(given, _digest(current.get_secret_value()))
+    is_next = following is not None and hmac.compare_digest(given, _digest(following.get_secret_value()))
+    if is_current:
+        return Identity("admin")
+    return Identity("admin", key="next") if is_next else None
 
 
 def _look_up(api: Api, key: str) -> Identity:
     found = keys.holder(api.service.datastore, _digest(key).hex(), api.now())
     if found is None:
         raise unauthorized()
-    return Identity("customer", found.customer_id, suspended=found.status != "ACTIVE")
+    return Identity("customer", found.customer_id, suspended=found.status != "ACTIVE", key=found.api_key_id)
 
 
 async def identify(request: Request) -> Identity:
@@ -109,9 +124,9 @@ async def identify(request: Request) -> Identity:
     settings = api.service.settings
     admin_key, api_key = request.headers.get("x-admin-key"), request.headers.get("x-api-key")
     if admin_key is not None:
-        if not _is_admin_key(admin_key, settings.admin_api_key, settings.admin_api_key_next):
+        known = _operator(admin_key, settings.admin_api_key, settings.admin_api_key_next)
+        if known is None:
             raise unauthorized()
-        known = Identity("admin")
     elif api_key is not None:
         known = await run_in_threadpool(_look_up, api, api_key)
     else:
@@ -121,8 +136,15 @@ async def identify(request: Request) -> Identity:
 
 
 def _caller(request: Request, identity: Identity) -> Caller:
-    by = origin(identity.actor, request_id=request.state.request_id)
-    return Caller(identity, api_of(request).now(), by)
+    by, once = _asked(request, identity)
+    return Caller(identity, api_of(request).now(), by, once)
+
+
+def _asked(request: Request, identity: Identity) -> tuple[Origin, bool]:
+    """Who asks; and whether under a name, which then names its commands too."""
+    command_id: str | None = getattr(request.state, "command_id", None)
+    by = origin(identity.actor, request_id=request.state.request_id, command_id=command_id)
+    return by, command_id is not None
 
 
 async def _admin(request: Request) -> Caller:
@@ -153,8 +175,8 @@ async def _acting(request: Request, customer_id: str) -> Acting:
     request.state.customer_id = customer_id
     if identity.suspended:
         raise Forbidden(SUSPENDED)
-    by = origin(identity.actor, request_id=request.state.request_id)
-    return Acting(identity, api_of(request).now(), by, customer_id)
+    by, once = _asked(request, identity)
+    return Acting(identity, api_of(request).now(), by, once, customer_id)
 
 
 async def _admin_acting(request: Request, customer_id: str) -> Acting:

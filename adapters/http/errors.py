@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 
+from application.mapper import UnreadableEvent
 from application.platform import Superseded
-from application.ports import Away
+from application.ports import Away, Full
 from domain.refusals import Conflict, Forbidden, Invalid, Limit, NotFound, QuotaExceeded
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ Clock = Callable[[], datetime]
 
 RETRY_SECONDS: Final = 5
 """When to come back to a backend that is away."""
+REPAIR_SECONDS: Final = 60
+"""When to come back to what somebody has to repair first."""
 PLACE_SECONDS: Final = 15
 """When to come back for a concurrent place: nobody knows when a run ends."""
 
@@ -39,6 +42,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     QuotaExceeded: 429,
     Away: 503,
     Superseded: 503,
+    UnreadableEvent: 503,
     PreconditionFailed: 412,
 }
 _SENTENCES: Final[Mapping[int, str]] = {
@@ -48,7 +52,16 @@ _SENTENCES: Final[Mapping[int, str]] = {
 _WINDOW_SECONDS: Final = {Limit.DAILY: 86_400, Limit.MONTHLY: 30 * 86_400}
 
 
-_AWAY: Final = "A backend of the service does not answer. Nothing was changed; please try again."
+_AWAY: Final = "A backend of the service does not answer. Please try again."
+_UNSURE: Final = (
+    "A backend of the service does not answer, and what was asked for may have been done or not. Send the same request"
+    " again: under an Idempotency-Key it is done once, however often it is sent."
+)
+_UNREADABLE: Final = (
+    "Something that the service has recorded about this cannot be read. Nothing was changed. The operators are told;"
+    " it works again once they have repaired it."
+)
+_READING: Final = frozenset({"GET", "HEAD"})
 
 
 class FieldProblem(BaseModel):
@@ -153,8 +166,21 @@ def answer(request: HTTPConnection, error: Exception, now: Clock) -> Response | 
         return None
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         logger.warning("%s: %s", instance(request), error)
-        return problem(request, 503, _AWAY, headers={"Retry-After": str(RETRY_SECONDS)})
+        return _unavailable(request, error)
     return problem(request, status, str(error))
+
+
+def _unavailable(request: HTTPConnection, error: Exception) -> Response:
+    if isinstance(error, UnreadableEvent):
+        headers = {"Retry-After": str(REPAIR_SECONDS)}
+        return problem(request, 503, _UNREADABLE, kind="unreadable-event", headers=headers)
+    return problem(request, 503, _away(request, error), headers={"Retry-After": str(RETRY_SECONDS)})
+
+
+def _away(request: HTTPConnection, error: Exception) -> str:
+    if isinstance(error, Full):
+        return str(error)
+    return _AWAY if request.scope.get("method") in _READING else _UNSURE
 
 
 def _plain(request: HTTPConnection, error: HTTPException) -> Response:

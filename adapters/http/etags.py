@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Header
 
@@ -69,14 +69,26 @@ class _Guarded(Platform):
         self._customer_id = customer_id
         self._tags = tags
 
-    def transact(self, command: Command, work: Callable[[Transaction], Result]) -> Result:
+    def transact(self, command: Command, work: Callable[[Transaction], Result], *, of_many: bool = False) -> Result:
+        return self._platform.transact(command, self._checked(work), of_many=of_many)
+
+    def once(
+        self,
+        command: Command,
+        work: Callable[[Transaction], Any],
+        again: Callable[[Transaction], Any] = lambda _: None,
+    ) -> Any:  # noqa: ANN401 - what `work` answers
+        """What was carried out before was checked then: its own change does not stand in its way."""
+        return self._platform.once(command, self._checked(work), again)
+
+    def _checked(self, work: Callable[[Transaction], Result]) -> Callable[[Transaction], Result]:
         def checked(tx: Transaction) -> Result:
             tx.lock([self._customer_id])
             if _seen(tx, self._customer_id) not in self._tags:
                 raise PreconditionFailed("The customer was changed meanwhile. Read it again, then decide again.")
             return work(tx)
 
-        return self._platform.transact(command, checked)
+        return checked
 
 
 Match = Annotated[IfMatch, Depends()]

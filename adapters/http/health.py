@@ -1,9 +1,7 @@
 """Whether the process lives, whether it can work, and its figures for Prometheus."""
 
-import logging
-from collections.abc import Iterator
-from datetime import datetime
-from typing import Final, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry
@@ -15,27 +13,15 @@ from pydantic import BaseModel, Field
 from adapters.http.api import Api, Parts
 from adapters.postgres import processes
 from adapters.postgres.reads import health, queue, runs
-from application.mapper import UnreadableEvent
+from adapters.projection_views import in_public, look_at, problems_of
+from adapters.status_views import ProjectionView
 from application.ports import Away
 
-logger = logging.getLogger(__name__)
 router = APIRouter(tags=["Health"])
-
-LAGGING_SECONDS: Final = 60.0
 
 
 class Alive(BaseModel):
     status: Literal["ok"] = "ok"
-
-
-class ProjectionView(BaseModel):
-    """How far a projection has come."""
-
-    name: str
-    position: int
-    behind: int = Field(description="Events that it has not handled.")
-    behind_seconds: float = Field(description="The age of the oldest of them.")
-    problem: str | None
 
 
 class Readiness(BaseModel):
@@ -75,10 +61,10 @@ def _readiness(api: Api) -> Readiness:
         if not current:
             return _not_ready("ok", "not current", "The schema is not this code's: run convergence migrate.")
         end = api.service.log.end()
-        projections = _projections(api, end)
+        projections = [in_public(shown) for shown in look_at(api.service.datastore, api.now())]
     except Away:
         return _not_ready("away", "unknown", "The database does not answer.")
-    problems = [f"Projection {p.name}: {p.problem}" for p in projections if p.problem]
+    problems = [found.problem for found in problems_of(projections)]
     return Readiness(
         status="degraded" if problems else "ready",
         database="ok",
@@ -95,28 +81,19 @@ def _not_ready(database: str, schema: str, problem: str) -> Readiness:
     )
 
 
-def _projections(api: Api, end: int) -> list[ProjectionView]:
-    return [
-        _projection(api, row["projection"], row["position"], end, api.now())
-        for row in health.checkpoints(api.service.datastore)
-    ]
-
-
-def _projection(api: Api, name: str, position: int, end: int, now: datetime) -> ProjectionView:
-    behind, seconds, problem = max(0, end - position), 0.0, None
-    if behind:
-        try:
-            waiting = api.service.log.read(position, 1)
-        except UnreadableEvent:
-            logger.exception("projection %s stands before an event that cannot be read", name)
-            problem = f"stopped: the event after position {position} cannot be read."
-        else:
-            seconds = max(0.0, (now - waiting[0].at.at).total_seconds()) if waiting else 0.0
-            if seconds > LAGGING_SECONDS:
-                problem = f"is {behind} events and {seconds:.0f} seconds behind."
-    return ProjectionView(
-        name=name, position=position, behind=behind, behind_seconds=round(seconds, 1), problem=problem
-    )
+def _projection_figures(standing: Sequence[ProjectionView]) -> Iterator[GaugeMetricFamily]:
+    for name, meaning, values in (
+        ("lag_events", "Events that a projection has not handled.", [float(s.behind) for s in standing]),
+        ("lag_seconds", "The age of the oldest of them.", [s.behind_seconds for s in standing]),
+        ("stopped", "Whether it stands at an event that it can make nothing of.", [float(s.stopped) for s in standing]),
+        ("alive", "Whether a process works on it.", [float(s.alive) for s in standing]),
+        ("skipped_events", "Events that operators had it pass over.", [float(s.skipped) for s in standing]),
+    ):
+        figures = GaugeMetricFamily(f"convergence_projection_{name}", meaning, labels=["projection"])
+        for shown, value in zip(standing, values, strict=True):
+            if value is not None:
+                figures.add_metric([shown.name], value)
+        yield figures
 
 
 class ServiceFigures(Collector):
@@ -135,7 +112,7 @@ class ServiceFigures(Collector):
             waiting = queue.waiting(datastore, customers=1)
             overdue = sum(over > 0 for _, over in queue.held_by_worker(datastore).values())
             end = self._api.service.log.end()
-            checkpoints = health.checkpoints(datastore)
+            standing = look_at(datastore, self._api.now())
         except Away:
             yield GaugeMetricFamily("convergence_database_up", "Whether the database answers.", value=0)
             return
@@ -166,12 +143,7 @@ class ServiceFigures(Collector):
         for role, count in alive.items():
             by_role.add_metric([role], count)
         yield by_role
-        lag = GaugeMetricFamily(
-            "convergence_projection_lag_events", "Events that a projection has not handled.", labels=["projection"]
-        )
-        for row in checkpoints:
-            lag.add_metric([row["projection"]], max(0, end - row["position"]))
-        yield lag
+        yield from _projection_figures(standing)
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Registering asks the database nothing."""

@@ -1,4 +1,8 @@
-"""Requests that name themselves: POSTs with an Idempotency-Key have one effect, however often they are sent.
+"""Requests that name themselves: commands with an Idempotency-Key have one effect, however often they are sent.
+
+The name decides the ids of what a request makes and of its commands, and a command that was stored is not carried out
+again: also a request whose answer nobody has seen, since the database was cut off as it was storing it, can be sent
+again by everybody to whom it belongs.
 
 The answer is kept for a day and given again to the same caller, key and request. What an answer shows only once, an
 API key, is not kept: the same answer comes back without it. Answers that say "not now" (401, 403, 429 and above 499)
@@ -17,7 +21,7 @@ from fastapi import Depends, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from adapters.http import errors
 from adapters.http.api import Api, api_of
@@ -34,10 +38,27 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _NAMESPACE: Final = UUID("a1f3c0de-52b7-5c1e-8f6a-7d0b6c1e9b42")
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _ONCE_ONLY: Final = "api_key"
+SHOWN_ONCE: Final = "This request was carried out before, and an API key is shown only once."
 _KEPT_HEADERS: Final = ("content-type", "location", "etag")
 _NOT_NOW: Final = frozenset({401, 403, 429})
 _WITH_JSON: Final = re.compile(r"application/(?:[a-z0-9.!#$&^_-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
+
+
+_NAMES: Final = (
+    "Names this request: sending it again has no second effect and gets the same answer, for a day."
+    " Choose a new one, such as a UUID, for every request."
+)
+_UNTOLD: Final = frozenset({"PUT", "PATCH", "DELETE"})
+"""Methods whose routes make nothing that needs an id, and so do not ask for the name themselves."""
+_IN_HEADER: Final = {
+    "name": "idempotency-key",
+    "in": "header",
+    "required": False,
+    "description": _NAMES,
+    "schema": {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Idempotency-Key"},
+}
 
 
 class _StrictRequest(Request):
@@ -48,7 +69,12 @@ class _StrictRequest(Request):
 
 
 class Route(APIRoute):
-    """A route as all of ours are: JSON or 415, strictly read, and POSTs that can be repeated safely."""
+    """A route as all of ours are: JSON or 415, strictly read, and commands that can be repeated safely."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401 - the library's
+        super().__init__(path, endpoint, **options)
+        if self.methods and self.methods & _UNTOLD:
+            self.openapi_extra = {"parameters": [_IN_HEADER]}
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -61,7 +87,7 @@ class Route(APIRoute):
                 if not _WITH_JSON.fullmatch(content_type):
                     raise HTTPException(415, "The body must be JSON, with Content-Type: application/json.")
             key = request.headers.get("idempotency-key")
-            if request.method != "POST" or key is None:
+            if request.method in _READING or key is None:
                 return await handle(request)
             return await _once(request, key, handle)
 
@@ -72,9 +98,10 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
     if not _KEY.fullmatch(key):
         raise HTTPException(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
     api = api_of(request)
-    caller = (await identify(request)).actor
-    fingerprint = _fingerprint(request.method, request.scope["path"], await request.body())
+    caller = (await identify(request)).caller
+    fingerprint = await _fingerprint(request)
     datastore = api.service.datastore
+    request.state.command_id = Named(key, "command", caller, fingerprint).new_id()
     claim = await run_in_threadpool(requests.claim, datastore, caller, key, fingerprint)
     match claim:
         case Replay(answer=answer):
@@ -108,8 +135,11 @@ async def _answer(request: Request, handle: Handler, api: Api) -> Response:
         return answered
 
 
-def _fingerprint(method: str, path: str, body: bytes) -> str:
-    return hashlib.sha256(b"\n".join((method.encode(), path.encode("utf-8", "surrogateescape"), body))).hexdigest()
+async def _fingerprint(request: Request) -> str:
+    path = request.scope["path"].encode("utf-8", "surrogateescape")
+    if query := request.scope["query_string"]:
+        path += b"?" + query
+    return hashlib.sha256(b"\n".join((request.method.encode(), path, await request.body()))).hexdigest()
 
 
 def _replayed(answer: Answer) -> Response:
@@ -130,7 +160,7 @@ def _forget(api: Api, claim: requests.Claimed) -> None:
     try:
         requests.release(api.service.datastore, claim)
     except Away as away:
-        logger.warning("an Idempotency-Key stays taken for two minutes: %s", away)
+        logger.warning("an Idempotency-Key stays taken for a while: %s", away)
 
 
 def _without_secrets(body: bytes) -> bytes:
@@ -138,8 +168,8 @@ def _without_secrets(body: bytes) -> bytes:
         return body
     content = json.loads(body)
     content[_ONCE_ONLY] = None
-    content["message"] = "This request was answered before. Its API key is shown only once."
-    return json.dumps(content).encode()
+    content["message"] = SHOWN_ONCE
+    return bytes(JSONResponse(content).body)
 
 
 class Named:
@@ -156,16 +186,10 @@ class Named:
 
 async def _named(
     request: Request,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            description="Names this request: sending it again has no second effect and gets the same answer, for a day."
-            " Choose a new one, such as a UUID, for every request."
-        ),
-    ] = None,
+    idempotency_key: Annotated[str | None, Header(description=_NAMES)] = None,
 ) -> Named:
-    caller = (await identify(request)).actor
-    return Named(idempotency_key, caller, _fingerprint(request.method, request.scope["path"], await request.body()))
+    caller = (await identify(request)).caller
+    return Named(idempotency_key, caller, await _fingerprint(request))
 
 
 RequestName = Annotated[Named, Depends(_named)]

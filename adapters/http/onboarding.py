@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.http.api import Api, Parts
 from adapters.http.auth import BY_CUSTOMER, Caller, may_onboard
-from adapters.http.idempotency import RequestName, Route
+from adapters.http.idempotency import SHOWN_ONCE, RequestName, Route
 from adapters.http.outcomes import wait_until
 from adapters.http.routing import API, WITH_BODY, refusals
 from adapters.postgres.reads import runs
@@ -122,13 +122,13 @@ async def post_onboard(
 
 def _answer(issued: Issued, progress: _Progress) -> Onboarded:
     did = "onboarded successfully" if issued.new_customer else "has a new API key"
-    message = f"Customer {issued.company_name} {did}."
-    if not progress.tables:
+    message = f"Customer {issued.company_name} {did}." if issued.api_key else SHOWN_ONCE
+    if issued.api_key and not progress.tables:
         message += " Its dataset is being prepared and will be there soon."
     return Onboarded(
         customer_id=issued.customer_id,
         tenant_id=issued.customer_id,
-        api_key=issued.api_key.get_secret_value(),
+        api_key=issued.api_key.get_secret_value() if issued.api_key else None,
         subscription_plan=issued.plan,
         dataset_created=bool(progress.tables),
         tables_created=list(progress.tables),
@@ -170,7 +170,8 @@ def _provision(api: Api, caller: Caller, customer_id: str, run_id: str) -> tuple
         command = Provision(**caller.stamp, customer_id=customer_id)
         tables = provision(command, service.platform, service.warehouse)
         api.warehouse_flag.raise_again()
-        process_one(service, f"api-{service.settings.worker_id}"[:80], run_id, stop=api.stopping)
+        worker_id = f"api-{service.settings.worker_id}"[:80]
+        process_one(service, worker_id, run_id, stop=api.stopping, request_id=caller.by.request_id)
     except Away as away:
         api.warehouse_flag.lower()
         logger.warning("onboarding of %s goes on behind: %s", customer_id, away)

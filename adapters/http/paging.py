@@ -100,7 +100,7 @@ class Paging:
         shown = rows[: self.limit]
         more = len(rows) > self.limit
         end = [_text(shown[-1][column]) for column in place] if more else None
-        return Page(items=[item(row) for row in shown], next_cursor=_encoded(end) if end else None)
+        return Page(items=[item(row) for row in shown], next_cursor=cursor(end) if end else None)
 
 
 def _is_plain(part: object) -> bool:
@@ -111,7 +111,8 @@ def _text(value: Any) -> str:  # noqa: ANN401 - a column's value
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
-def _encoded(parts: list[str]) -> str:
+def cursor(parts: list[str]) -> str:
+    """Where a page ended, as its caller gets it."""
     return base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode().rstrip("=")
 
 

@@ -21,7 +21,7 @@ _MEANINGS: Final = {
     422: "Well-formed but wrong. Names the field and what is wrong, never what was sent.",
     429: "A quota or limit of the plan is used up. Retry-After says when to come back.",
     500: "A fault of the service, logged under the X-Request-ID of the answer.",
-    503: "A backend of the service is away. Nothing was changed; try again.",
+    503: "A backend of the service is away. Try again, with the same Idempotency-Key: what was done is not done twice.",
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from adapters.event_views import to_customers
 from application.mapper import Recorded
 from domain.envelope import Envelope
 from domain.run_events import (
@@ -157,7 +158,7 @@ def _rows(history: Sequence[Recorded]) -> dict[str, list[Mapping[str, Any]]]:
 
 def moment(event: object, at: Envelope) -> Moment:
     """One event as the timeline shows it."""
-    return Moment(at=at.at, event=at.topic.partition("@")[0], by=at.by.actor, text=_text(event))
+    return Moment(at=at.at, event=at.topic.partition("@")[0], by=to_customers(at.by.actor), text=_text(event))
 
 
 def _text(event: object) -> str:  # noqa: PLR0911 - one case an event

@@ -48,12 +48,15 @@ def post_trigger(api: Parts, caller: AdminCaller, name: RequestName) -> TriggerV
 @router.post("/process-queue", summary="Execute one queued run")
 async def post_process_queue(
     api: Parts,
-    caller: AdminCaller,  # noqa: ARG001 - the worker is who acts
+    caller: AdminCaller,
     name: RequestName,  # noqa: ARG001 - it makes nothing that needs an id
 ) -> Processed | NothingProcessed:
     """Claim one waiting run, execute it, and answer with its details; `processed: 0` when none waits."""
     name_of_worker = api_worker_id(api.service.settings.worker_id)
-    run_id = await api.slowly(partial(process_one, api.service, name_of_worker, stop=api.stopping))
+    # The worker is who acts, in the caller's request.
+    run_id = await api.slowly(
+        partial(process_one, api.service, name_of_worker, stop=api.stopping, request_id=caller.by.request_id)
+    )
     if run_id is None:
         return NothingProcessed()
     return await api.slowly(partial(_processed, api, run_id))

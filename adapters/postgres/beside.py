@@ -5,7 +5,7 @@ flat however long the log is; customers' own tables, which PostgreSQL does not h
 dataset they belong to as part of their key.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, Final
@@ -15,10 +15,11 @@ from psycopg.rows import DictRow
 from psycopg.sql import SQL, Composed, Identifier
 
 from adapters.postgres import rows, schema
+from domain.envelope import Envelope
 from projections.fold import Folded, fold
 from projections.follow import Placed
-from projections.project import changes_of
-from projections.rows import Column, Scope, Table, Type
+from projections.project import central_rows, changes_of
+from projections.rows import Change, Column, Scope, Table, Type
 from projections.tables import CUSTOMER
 
 TEMPORARY: Final = "pg_temp"
@@ -27,6 +28,17 @@ REBUILD: Final = "rebuild"
 """The schema of tables that are to take the place of the live ones."""
 DATASET: Final = Column("dataset")
 _READ_ROWS: Final = 2_000
+_LIVE: Final = (
+    "SELECT s AS live FROM unnest(current_schemas(false)) WITH ORDINALITY u(s, n)"
+    " WHERE s <> %s AND s NOT LIKE 'pg\\_%%' ORDER BY n LIMIT 1"
+)
+"""The schema of the live tables, also on a connection that had tables beside them before."""
+_GRANTS: Final = (
+    "SELECT a.privilege_type, a.is_grantable, r.rolname AS role FROM pg_class c CROSS JOIN aclexplode(c.relacl) a"
+    " LEFT JOIN pg_roles r ON r.oid = a.grantee"
+    " WHERE c.oid = to_regclass(quote_ident(%(live)s) || '.' || quote_ident(%(table)s)) AND a.grantee <> c.relowner"
+)
+"""What roles other than its owner may do with a table; no role stands for everybody."""
 
 
 @cache
@@ -49,7 +61,8 @@ class Beside:
         self.tables = {table.name: kept(table) for table in tables}
         self._connection = connection
         self._where = where
-        row = connection.execute("SELECT current_schema() AS live").fetchone()
+        self._has_customers = any(table.scope is Scope.CUSTOMER for table in tables)
+        row = connection.execute(_LIVE, (where,)).fetchone()
         self.live = row["live"] if row else "public"
         connection.execute(SQL("SET search_path = {}, {}").format(Identifier(where), Identifier(self.live)))
 
@@ -66,16 +79,34 @@ class Beside:
         """The table's qualified name, for statements that name it beside its live twin."""
         return SQL("{}.{}").format(Identifier(self._where), Identifier(table))
 
-    def write(self, placed: Sequence[Placed]) -> None:
+    def writes(self, placed: Sequence[Placed]) -> list[rows.Write]:
+        """What `apply` sends for a stretch of the log: all the work that can be done before."""
+        of = changes_of if self._has_customers else _central_changes
+        names = self.tables.keys()
+        changes = [change for p in placed for change in of(p.event, p.at) if change.row.table.name in names]
+        return rows.writes_of(map(_kept_row, fold(changes)))
+
+    def apply(self, writes: Sequence[rows.Write]) -> None:
         """Write the rows of a stretch of the log, which follows what was written before; all or nothing."""
-        changes = [
-            change for p in placed for change in changes_of(p.event, p.at) if change.row.table.name in self.tables
-        ]
         with self._connection.transaction(), self._connection.cursor() as cursor, self._connection.pipeline():
-            for statement, parameters in rows.writes_of(map(_kept_row, fold(changes))):
+            for statement, parameters in writes:
                 cursor.execute(statement, parameters, prepare=True)
 
-    def rows(self, table: str) -> Iterator[dict[str, Any]]:
+    def write(self, placed: Sequence[Placed]) -> None:
+        """`writes` and `apply` in one."""
+        self.apply(self.writes(placed))
+
+    def index(self) -> None:
+        """Give the central tables what their live twins have for readers: indexes, statistics, and others' grants."""
+        for table in self.tables.values():
+            if table.scope is Scope.CENTRAL:
+                for statement in schema.indexes(table):
+                    self._connection.execute(statement)
+                for grant in self._connection.execute(_GRANTS, {"live": self.live, "table": table.name}).fetchall():
+                    self._connection.execute(_grant(self.named(table.name), grant))
+            self._connection.execute(SQL("VACUUM (ANALYZE) {}").format(self.named(table.name)))
+
+    def rows(self, table: str) -> Generator[dict[str, Any]]:
         """All rows of a table in the order of its key, a customer's of all datasets; memory stays flat."""
         key = SQL(", ").join(
             SQL("{} {}").format(Identifier(c), _order(self.tables[table], c)) for c in self.tables[table].key
@@ -90,6 +121,19 @@ class Beside:
 def _order(table: Table, column: str) -> SQL:
     text = next(c for c in table.columns if c.name == column).type is Type.STRING
     return SQL('COLLATE "C"') if text else SQL("")
+
+
+def _central_changes(event: object, at: Envelope) -> Iterator[Change]:
+    return (Change(row, at.position, at.customer_id) for row in central_rows(event, at))
+
+
+def _grant(name: Composed, grant: DictRow) -> Composed:
+    return SQL("GRANT {} ON {} TO {}{}").format(
+        SQL(grant["privilege_type"]),
+        name,
+        Identifier(grant["role"]) if grant["role"] else SQL("PUBLIC"),
+        SQL(" WITH GRANT OPTION" if grant["is_grantable"] else ""),
+    )
 
 
 def _kept_row(row: Folded) -> Folded:

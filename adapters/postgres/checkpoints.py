@@ -7,11 +7,13 @@ from zlib import crc32
 
 import psycopg
 from eventsourcing.persistence import Notification
+from psycopg.rows import TupleRow
 
 from adapters.postgres.event_log import Datastore, EventRecorder, connection_arguments, translated
 from adapters.postgres.reads import events
+from adapters.postgres.silence import AttentiveConnection
 from application.mapper import EventMapper, UnreadableEvent
-from projections.follow import Overtaken, Placed
+from projections.follow import Overtaken, Placed, Problem
 
 
 class PostgresLog:
@@ -31,7 +33,10 @@ class PostgresLog:
 
         def following(after: int) -> Sequence[Notification]:
             with translated():
-                return self._recorder.select_notifications(start=after, limit=limit, inclusive_of_start=False)
+                found: Sequence[Notification] = self._recorder.select_notifications(
+                    start=after, limit=limit, inclusive_of_start=False
+                )
+            return found
 
         return self._decoded(following, after, skipping)
 
@@ -54,12 +59,11 @@ class PostgresLog:
                 if stored.id in skipping:
                     continue
                 try:
-                    recorded = self._mapper.to_domain_event(stored)
+                    placed += [Placed(r.event, r.envelope) for r in self._mapper.to_domain_events(stored)]
                 except UnreadableEvent:
                     if placed:
                         return placed
                     raise
-                placed.append(Placed(recorded.event, recorded.envelope))
             if placed:
                 return placed
             after = found[-1].id
@@ -90,13 +94,41 @@ class PostgresCheckpoints:
             cursor.execute(
                 "INSERT INTO checkpoints AS c (projection, position) SELECT %(p)s, %(to)s"
                 " WHERE %(expected)s = 0 OR EXISTS (SELECT 1 FROM checkpoints WHERE projection = %(p)s)"
-                " ON CONFLICT (projection) DO UPDATE SET position = %(to)s, updated_at = clock_timestamp()"
-                " WHERE c.position = %(expected)s",
+                " ON CONFLICT (projection) DO UPDATE SET position = %(to)s, updated_at = clock_timestamp(),"
+                " problem = NULL, problem_kind = NULL, problem_position = NULL, problem_since = NULL,"
+                " problem_met_at = NULL, events_per_second = (%(to)s - c.position) / greatest(0.001,"
+                "  extract(epoch FROM clock_timestamp() - c.updated_at)) WHERE c.position = %(expected)s",
                 {"p": projection, "to": to, "expected": expected},
                 prepare=True,
             )
             if cursor.rowcount == 0:
                 raise Overtaken(projection)
+
+    def stand(self, projection: str, problem: Problem) -> None:
+        """Say what keeps a projection from going on; only who leads it may. It is over when the checkpoint moves on.
+
+        Said again of the same thing, it goes on since when it was said first.
+        """
+        with self._datastore.reading() as cursor:
+            cursor.execute(
+                "INSERT INTO checkpoints AS c"
+                " (projection, position, problem, problem_kind, problem_position, problem_since, problem_met_at)"
+                " VALUES (%(p)s, 0, %(text)s, %(kind)s, %(at)s, clock_timestamp(), clock_timestamp())"
+                " ON CONFLICT (projection) DO UPDATE SET problem = %(text)s, problem_kind = %(kind)s,"
+                " problem_position = %(at)s, problem_met_at = clock_timestamp(), problem_since = CASE"
+                "  WHEN c.problem_kind = %(kind)s AND c.problem_position IS NOT DISTINCT FROM %(at)s"
+                "  THEN c.problem_since ELSE clock_timestamp() END",
+                {"p": projection, "text": problem.text, "kind": problem.kind.value, "at": problem.position},
+            )
+
+    def go_on(self, projection: str) -> None:
+        """Take back what was said to keep the projection from going on."""
+        with self._datastore.reading() as cursor:
+            cursor.execute(
+                "UPDATE checkpoints SET problem = NULL, problem_kind = NULL, problem_position = NULL,"
+                " problem_since = NULL, problem_met_at = NULL WHERE projection = %s AND problem IS NOT NULL",
+                (projection,),
+            )
 
 
 class Lead:
@@ -122,15 +154,20 @@ class Lead:
         return bool(row and row[0])
 
 
+def lead_key(projection: str) -> tuple[int, int]:
+    """The advisory lock that who leads the projection holds."""
+    return 0x0C0F, crc32(projection.encode()) - 2**31
+
+
 @contextmanager
 def leading(dsn: str, projection: str, *, wait_s: float = 0) -> Iterator[Lead]:
     """The lead of a projection, if nobody has it, or gives it up within `wait_s`.
 
     It ends with the block, or with the connection. Who leads looks now and then whether the lead is `wanted`.
     """
-    key = (0x0C0F, crc32(projection.encode()) - 2**31)
+    key = lead_key(projection)
     arguments = connection_arguments(dsn, name=f"lead {projection}")
-    with translated(), psycopg.connect(**arguments, autocommit=True) as connection:
+    with translated(), AttentiveConnection[TupleRow].connect(**arguments, autocommit=True) as connection:
         yield Lead(connection, key, held=_take_lead(connection, key, wait_s))
 
 

@@ -19,18 +19,26 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.privileges import take_role
+from adapters.postgres.silence import AttentiveConnection
 from application.platform import Superseded
-from application.ports import Away
+from application.ports import Away, Full
 
 LOG_LOCK: Final = 0x0C0F_FEE1
 """The advisory lock that every append takes: events become visible in the order of their positions."""
 
 _AWAY: Final = "The database does not answer."
+_FULL: Final = "The database's disk is full: nothing can be stored until there is room again."
 _BUSY: Final = "Too many others are changing the same thing. Try again."
 _SECONDS: Final = 1000
+_LONGEST_TRANSACTION_S: Final = 30
+_TRANSACTION_TIMEOUT: Final = 170000
+"""The first version of PostgreSQL that ends long transactions by itself."""
 _OPTIONS: Final = (
     f"-c statement_timeout={30 * _SECONDS} -c lock_timeout={10 * _SECONDS}"
-    f" -c idle_in_transaction_session_timeout={60 * _SECONDS} -c TimeZone=UTC"
+    f" -c idle_in_transaction_session_timeout={20 * _SECONDS} -c TimeZone=UTC"
+    # A client that the network swallowed must not hold its locks for hours.
+    " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=3 -c tcp_keepalives_count=3"
+    f" -c tcp_user_timeout={10 * _SECONDS}"
     # Statements look a bounded number of rows up by key. A plan that reads a whole table, since it was small when the
     # statement was prepared, is never the right one for long; nor do other parameters need another plan.
     " -c random_page_cost=1.1 -c enable_hashjoin=off -c enable_mergejoin=off -c plan_cache_mode=force_generic_plan"
@@ -55,18 +63,22 @@ def connection_arguments(dsn: str, *, name: str) -> dict[str, Any]:
 def _configure(connection: Connection[DictRow]) -> None:
     set_json_loads(msgspec.json.decode, connection)
     take_role(connection)
+    if connection.info.server_version >= _TRANSACTION_TIMEOUT:
+        # The server forgets its clock for idle transactions where the driver has sent a pipeline of statements.
+        connection.execute("SELECT set_config('transaction_timeout', %s, false)", (f"{_LONGEST_TRANSACTION_S}s",))
 
 
 class Datastore(PostgresDatastore):
-    """The library's datastore over a pool that is made from a URL."""
+    """The library's datastore over a pool that is made from a URL. `full` says that the disk was, when last asked."""
 
     def __init__(self, dsn: str, *, size: int = 10, name: str = "service") -> None:
         super().__init__(dbname="", host="", port="", user="", password="", pool_size=1)
+        self.full = False
         arguments = connection_arguments(dsn, name=name)
         conninfo = arguments.pop("conninfo")
         self.pool = ConnectionPool(  # type: ignore[assignment]
             conninfo,
-            connection_class=Connection[DictRow],
+            connection_class=AttentiveConnection[DictRow],
             kwargs={**arguments, "row_factory": dict_row, "autocommit": True},
             min_size=1,
             max_size=size,
@@ -76,6 +88,7 @@ class Datastore(PostgresDatastore):
             # database that was away for long is found again within seconds.
             reconnect_timeout=10,
             configure=_configure,
+            check=AttentiveConnection.check,
             open=False,
         )
 
@@ -94,10 +107,19 @@ class Datastore(PostgresDatastore):
     @contextmanager
     def transaction_cursor(self) -> Iterator[Cursor[DictRow]]:
         """A transaction; raises `Away` when the database is away and `Superseded` when another one was first."""
-        with translated():
+        with translated(), self._noticing_room():
             self.pool.open(wait=False)
             with self.pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
                 yield cursor
+
+    @contextmanager
+    def _noticing_room(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.errors.DiskFull:
+            self.full = True
+            raise
+        self.full = False
 
     @contextmanager
     def reading(self) -> Iterator[Cursor[DictRow]]:
@@ -117,6 +139,8 @@ def translated() -> Iterator[None]:
         raise Superseded(type(e).__name__) from e
     except psycopg.errors.LockNotAvailable as e:
         raise Away(_BUSY) from e
+    except psycopg.errors.DiskFull as e:
+        raise Full(_FULL) from e
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as e:
         raise Away(_AWAY) from e
 

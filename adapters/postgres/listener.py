@@ -2,10 +2,12 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import psycopg
+from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 from tenacity import (
     RetryError,
@@ -18,10 +20,12 @@ from tenacity import (
 )
 
 from adapters.postgres.event_log import connection_arguments
+from adapters.postgres.silence import AttentiveConnection
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[str], None]
+_ASK_S: Final = 5.0
 _LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
@@ -66,7 +70,8 @@ class Listener:
                 logger.warning("the listener was cut off and connects again: %s", lost)
 
     def _connect(self) -> psycopg.Connection:
-        connection = psycopg.connect(**connection_arguments(self._dsn, name="listener"), autocommit=True)
+        arguments = connection_arguments(self._dsn, name="listener")
+        connection = AttentiveConnection[TupleRow].connect(**arguments, autocommit=True)
         try:
             for channel in self._handlers:
                 connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
@@ -78,6 +83,11 @@ class Listener:
     def _listen(self, connection: psycopg.Connection) -> None:
         for handler in self._handlers.values():
             handler("")
+        ask_at = time.monotonic() + _ASK_S
         while not self._stop.is_set():
             for notification in connection.notifies(timeout=0.5, stop_after=1):
                 self._handlers[notification.channel](notification.payload)
+            if time.monotonic() >= ask_at:
+                # Silence is what a listener hears also from a server that is cut off.
+                connection.execute("SELECT 1")
+                ask_at = time.monotonic() + _ASK_S

@@ -14,10 +14,11 @@ from adapters.postgres.privileges import take_role
 
 
 @contextmanager
-def maintenance(dsn: str, *, name: str) -> Iterator[Connection[DictRow]]:
+def maintenance(dsn: str, *, name: str, as_owner: bool = False) -> Iterator[Connection[DictRow]]:
     """A connection of its own in the service's role, in autocommit, without a limit on how long a statement takes.
 
-    Raises `Away` when the database is away.
+    `as_owner` leaves it in the login's own role, for what the service may not do. Raises `Away` when the database is
+    away.
     """
     arguments = connection_arguments(dsn, name=name)
     arguments["options"] += " -c statement_timeout=0 -c enable_hashjoin=on -c enable_mergejoin=on"
@@ -27,5 +28,6 @@ def maintenance(dsn: str, *, name: str) -> Iterator[Connection[DictRow]]:
         psycopg.Connection[DictRow].connect(**arguments, autocommit=True, row_factory=dict_row) as connection,
     ):
         set_json_loads(msgspec.json.decode, connection)
-        take_role(connection)
+        if not as_owner:
+            take_role(connection)
         yield connection

@@ -17,14 +17,19 @@ APPEND_ONLY: Final = ("stored_events", "log_seals")
 """Tables whose rows stay as they are."""
 
 _TAKE: Final = (
-    "SELECT set_config('role', rolname, false) FROM pg_roles WHERE rolname = %s AND pg_has_role(oid, 'USAGE')"
+    "SELECT set_config('role', rolname, false) FROM pg_roles WHERE rolname = %s AND pg_has_role(oid, %s)"
     " AND to_regclass('stored_events') IS NOT NULL AND has_table_privilege(oid, to_regclass('stored_events'), 'INSERT')"
 )
 
 
 def take_role(connection: Connection[Any]) -> None:
     """Work as the service's role from now on, if `migrate` could make it in this database."""
-    connection.execute(_TAKE, (ROLE,))
+    connection.execute(_TAKE, (ROLE, _right_to_take(connection)))
+
+
+def _right_to_take(connection: Connection[Any]) -> str:
+    # From version 16 on a member may be one without the right to act as the role: whoever made it is, at first.
+    return "SET" if connection.info.server_version >= 160000 else "MEMBER"
 
 
 def grant(connection: Connection[Any]) -> bool:
@@ -50,9 +55,11 @@ def _make_role(connection: Connection[Any]) -> None:
                 connection.execute(SQL("CREATE ROLE {} NOLOGIN").format(Identifier(ROLE)))
         except (errors.DuplicateObject, errors.UniqueViolation):
             pass  # roles belong to the whole server: another database's migration was first
-    # From version 16 on who makes a role is its member with the right to give it to others only.
-    may_take = "SET" if connection.info.server_version >= 160000 else "MEMBER"
-    row = connection.execute("SELECT pg_has_role(%s, %s) AS may", (ROLE, may_take)).fetchone()
+    # As a whole member: it has to own what the role owns, and to give it tables.
+    wanted = ["USAGE", _right_to_take(connection)]
+    row = connection.execute(
+        "SELECT bool_and(pg_has_role(%s, p)) AS may FROM unnest(%s::text[]) AS p", (ROLE, wanted)
+    ).fetchone()
     if not (row and row["may"]):
         connection.execute(SQL("GRANT {} TO CURRENT_USER").format(Identifier(ROLE)))
 

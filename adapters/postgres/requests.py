@@ -8,15 +8,21 @@ from typing import Final
 
 from adapters.postgres.event_log import Datastore
 
-_KEPT: Final = timedelta(hours=24)
-_ABANDONED: Final = timedelta(minutes=2)
-"""A request that has no answer after this time died with its process: it may be sent again."""
+KEPT: Final = timedelta(hours=24)
+"""How long a name stands for one request."""
+_ABANDONED: Final = timedelta(seconds=20)
+"""A request that has no answer after this time is not waited for: sent again, it finds what it has done."""
 
 # Expired rows are cleared away by new ones, a few at a time, so that no job is needed.
 _CLEAR: Final = (
     "WITH old AS (SELECT caller, key FROM idempotent_requests"
     " WHERE created_at < clock_timestamp() - %s ORDER BY created_at LIMIT 10 FOR UPDATE SKIP LOCKED)"
     " DELETE FROM idempotent_requests r USING old WHERE (r.caller, r.key) = (old.caller, old.key)"
+)
+_CLEAR_DONE: Final = (
+    "WITH old AS (SELECT command_id, command FROM commands_done"
+    " WHERE done_at < clock_timestamp() - %s ORDER BY done_at LIMIT 10 FOR UPDATE SKIP LOCKED)"
+    " DELETE FROM commands_done d USING old WHERE (d.command_id, d.command) = (old.command_id, old.command)"
 )
 _CLAIM: Final = (
     "INSERT INTO idempotent_requests AS r (caller, key, fingerprint) VALUES (%(caller)s, %(key)s, %(fingerprint)s)"
@@ -66,12 +72,13 @@ class InProgress:
 def claim(datastore: Datastore, caller: str, key: str, fingerprint: str) -> Claimed | Replay | Mismatch | InProgress:
     """Take the request for oneself, or learn what became of the one that came before. Keys are kept for a day."""
     with datastore.reading() as cursor:
-        cursor.execute(_CLEAR, (_KEPT,), prepare=True)
+        cursor.execute(_CLEAR, (KEPT,), prepare=True)
+        cursor.execute(_CLEAR_DONE, (KEPT,), prepare=True)
         values = {
             "caller": caller,
             "key": key,
             "fingerprint": fingerprint,
-            "kept": _KEPT,
+            "kept": KEPT,
             "abandoned": _ABANDONED,
         }
         taken = cursor.execute(_CLAIM, values, prepare=True).fetchone()
@@ -99,7 +106,7 @@ def finish(datastore: Datastore, claimed: Claimed, answer: Answer) -> None:
 
 
 def release(datastore: Datastore, claimed: Claimed) -> None:
-    """Give the key back: nothing was done under it."""
+    """Give the key back: the request may be sent again. What it has done it does not do twice."""
     with datastore.reading() as cursor:
         cursor.execute(
             "DELETE FROM idempotent_requests WHERE caller = %s AND key = %s AND created_at = %s",

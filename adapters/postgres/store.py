@@ -13,8 +13,10 @@ from psycopg.rows import DictRow
 from adapters.postgres import channels, claims, rows
 from adapters.postgres.event_log import Datastore, EventRecorder
 from adapters.postgres.json_rows import json_of
+from adapters.postgres.requests import KEPT
 from application.mapper import Recorded
 from application.platform import DuePipeline, Lane, Lease, Session, Snapshot
+from domain.projection import Stop
 from projections.project import central_rows
 from projections.rows import Change
 
@@ -78,6 +80,17 @@ _HOLD_QUEUE: Final = (
 _HOLD_LEASES: Final = (
     "SELECT 1 AS held FROM run_leases WHERE run_id = ANY(string_to_array(%s, ',')) ORDER BY run_id FOR UPDATE"
 )
+_TAKE_UP: Final = (
+    "INSERT INTO commands_done AS d (command_id, command) VALUES (%s, %s) ON CONFLICT (command_id, command)"
+    " DO UPDATE SET done_at = clock_timestamp() WHERE d.done_at < clock_timestamp() - %s RETURNING 1 AS taken"
+)
+_WAS_TAKEN_UP: Final = (
+    "SELECT 1 AS taken FROM commands_done WHERE command_id = %s AND command = %s AND done_at >= clock_timestamp() - %s"
+)
+_HOLD_CHECKPOINT: Final = (
+    "SELECT e.notification_id AS position, e.topic FROM checkpoints c"
+    " JOIN stored_events e ON e.notification_id = c.problem_position WHERE c.projection = %s FOR UPDATE OF c"
+)
 _DROP_LEASES: Final = "DELETE FROM run_leases WHERE run_id = ANY(string_to_array(%s, ','))"
 _KEEP_SNAPSHOTS: Final = (
     b"INSERT INTO snapshots (stream_id, version, shape, state) SELECT i, v, f, convert_to(s, 'UTF8')"
@@ -100,6 +113,12 @@ class PostgresSession(Session):
     def now(self) -> datetime:
         at: datetime = self._rows("SELECT clock_timestamp() AS at", ())[0]["at"]
         return at
+
+    def take_up(self, command_id: str, command: str) -> bool:
+        return bool(self._rows(_TAKE_UP, (command_id, command, KEPT)))
+
+    def was_taken_up(self, command_id: str, command: str) -> bool:
+        return bool(self._rows(_WAS_TAKEN_UP, (command_id, command, KEPT)))
 
     def lock_customers(self, customer_ids: Sequence[str]) -> datetime:
         held = self._rows(_HOLD_CUSTOMERS, (",".join(customer_ids),)) if customer_ids else []
@@ -211,6 +230,10 @@ class PostgresSession(Session):
             ([row["run_id"] for row in seen],),
         )
         return [Lease(r["run_id"], r["customer_id"], r["worker_id"], r["attempt"], r["begun"]) for r in found]
+
+    def lock_stop(self, projection: str) -> Stop | None:
+        found = self._rows(_HOLD_CHECKPOINT, (projection,))
+        return Stop(position=found[0]["position"], topic=found[0]["topic"]) if found else None
 
     def running_runs(self, customer_id: str) -> Sequence[str]:
         found = self._rows(

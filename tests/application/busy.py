@@ -5,11 +5,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
+from adapters.postgres.checkpoints import PostgresCheckpoints
 from application import api_keys, credentials, customers, pipelines, provider_configs, schedules, subscriptions, team
 from application.backfill import Backfill, backfill
 from application.ports import Expectation, RunOrder, RunReport, StepReport
+from application.projections import SkipEvent, skip_event
 from domain.plans import Plan
+from domain.projection import WELCOME
 from domain.refusals import Refusal
+from projections.follow import Problem, ProblemKind
 from tests.application.world import World
 
 CUSTOMERS = ("alpha", "beta", "gamma")
@@ -289,6 +293,15 @@ class Busy:
         self.world.claim(run_id=run_id)
         self.world.cancel(run_id, "delta")
         self.world.limits("delta", max_pipelines_per_day=0)
+        self.skip()
+
+    def skip(self) -> None:
+        """A projection stands stopped at the first event, and an operator has it pass over that."""
+        problem = Problem(kind=ProblemKind.EVENT, text="It cannot be read.", position=1)
+        PostgresCheckpoints(self.world.datastore).stand(WELCOME, problem)
+        command = SkipEvent(**self.world.stamp(), projection=WELCOME, position=1, reason="Sent by hand.")
+        skip_event(command, self.world.platform)
+        PostgresCheckpoints(self.world.datastore).go_on(WELCOME)
 
     def schedule(self, customer_id: str) -> None:
         """A pipeline that is changed, rests with all others, has a slot that ends the run before, and is filled in."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from adapters.embedded.postgres import EmbeddedPostgres
-from tests.benchmarks import bare_sql, copies, growth, http, latency, ours, procrastinate_jobs
+from tests.benchmarks import bare_sql, copies, growth, http, latency, ours, procrastinate_jobs, projector, rebuild
 from tests.benchmarks.databases import database, service_on
 
 _PROGRESS = Console(stderr=True)
@@ -76,6 +76,28 @@ def commands(server: str, _: argparse.Namespace) -> Figures:
         }
 
 
+def rebuilding(server: str, arguments: argparse.Namespace) -> Figures:
+    with service_on(server) as service:
+        return _prefixed("convergence.", rebuild.rebuild(service, arguments.events))
+
+
+def rebuilding_a_million(server: str, _: argparse.Namespace) -> Figures:
+    with service_on(server) as service:
+        return _prefixed("convergence.million_", rebuild.rebuild(service, 1_000_000))
+
+
+def projecting(server: str, arguments: argparse.Namespace) -> Figures:
+    """Into the emulator: what waits, of few and of many customers, and what comes while runs are worked off."""
+    figures: Figures = {}
+    for customers in (1, 10, 100):
+        figures |= _prefixed(
+            f"projector.behind_{customers}_customers.", projector.behind(server, arguments.runs, customers)
+        )
+    for customers in (1, 10, 100):
+        figures |= _prefixed(f"projector.lag_{customers}_customers.", projector.lag(server, arguments.runs, customers))
+    return figures
+
+
 def picking(server: str, _: argparse.Namespace) -> Figures:
     """With few and many runs waiting, and of few and many customers."""
     figures: Figures = {}
@@ -118,11 +140,22 @@ ROUNDS: dict[str, Part] = {
     "idle": idle,
     "hog": hog,
     "http": commands,
+    "rebuild": rebuilding,
 }
-ONCE: dict[str, Part] = {"picking": picking, "events": events, "subscription": subscription}
-LONG: dict[str, Part] = {"hour-tick": hour_tick}
+ONCE: dict[str, Part] = {
+    "picking": picking,
+    "events": events,
+    "subscription": subscription,
+    "projector": projecting,
+}
+LONG: dict[str, Part] = {"hour-tick": hour_tick, "rebuild-million": rebuilding_a_million}
 
 RATIOS = {
+    "rebuild / reading and decoding": ("convergence.rebuild_per_s", "convergence.read_per_s"),
+    "rebuild of 1,000,000 / reading and decoding": (
+        "convergence.million_rebuild_per_s",
+        "convergence.million_read_per_s",
+    ),
     "runs through / procrastinate": ("convergence.through_per_s", "procrastinate.through_per_s"),
     "runs through / bare SQL in fifties": ("convergence.through_per_s", "bare_sql.through_per_s"),
     "trigger / procrastinate batch enqueue": ("convergence.trigger_per_s", "procrastinate.enqueue_per_s"),
@@ -156,10 +189,14 @@ AT_LEAST = {
     "trigger / procrastinate batch enqueue": 1.0,
     "add a provider config / constant answer": 0.6,
     "convergence.onboarding_per_s": 100,
+    "projector.behind_1_customers.per_s": 5000,
+    "rebuild / reading and decoding": 0.3,
+    "rebuild of 1,000,000 / reading and decoding": 0.3,
 }
 AT_MOST = {
     "idle latency p99 / procrastinate": 1.0,
     "convergence.single_behind_10000_s": 1.0,
+    "projector.lag_1_customers.p99_s": 2.0,
     "convergence.subscription_of_73000_events_ms": 5.0,
     "convergence.hour_tick_of_100000_seconds": 30.0,
 }
@@ -184,6 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3000, help="worked off in each measurement of runs through")
     parser.add_argument("--samples", type=int, default=150, help="of idle latency, in each round")
+    parser.add_argument("--events", type=int, default=100_000, help="in the log of each measurement of a rebuild")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=[*ROUNDS, *ONCE, *LONG], help="this part, and others named")
     parser.add_argument("--long", action="store_true", help="also a million events, and 100,000 due pipelines")

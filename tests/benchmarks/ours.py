@@ -52,16 +52,16 @@ def _trigger(dsn: str, settings: Settings, slot: datetime) -> tuple[int, float, 
     service = build(settings, dsn)
     with service.store.transaction() as session:
         session.now()
-    before = _peak_kib()
+    before = peak_kib()
     begun = time.perf_counter()
     done = trigger_schedules(TriggerSchedules(at=slot, by=origin("scheduler")), service.platform, service.registry)
     seconds = time.perf_counter() - begun
-    grown = _peak_kib() - before
+    grown = peak_kib() - before
     service.close()
     return done.queued, seconds, grown / 1024
 
 
-def _peak_kib() -> int:
+def peak_kib() -> int:
     """The most memory that this process has had. What getrusage says begins at the parent's."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1])

@@ -1,20 +1,16 @@
 """What the warehouse promises, at an emulator and, where there is a project, at Google."""
 
-import os
 import random
 import re
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
-import google.auth
 import pytest
-from google.auth.exceptions import DefaultCredentialsError
 from google.cloud import bigquery
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -35,8 +31,8 @@ from projections.tables import (
     X_META_PIPELINE_RUNS,
     X_META_STEP_LOGS,
 )
+from tests.contracts.warehouse_place import LOCATION, fresh, log, whole
 
-LOCATION = "US"
 NOON = datetime(2025, 11, 17, 12, 0, 0, 123456, tzinfo=UTC)
 MEMBERS, RUNS, KEYS = CUSTOMER_TEAM_MEMBERS, SCHEDULED_PIPELINE_RUNS, CUSTOMER_API_KEYS
 GUARD = " AND s.position > t.position"
@@ -50,66 +46,6 @@ FEW = settings(
 )
 
 
-@dataclass
-class Place:
-    """Where the suite runs, and the customers it made there."""
-
-    project: str
-    emulator_url: str | None
-    central: str = field(default_factory=lambda: f"contract_{uuid4().hex[:12]}")
-    customers: list[str] = field(default_factory=list)
-
-    def client(self) -> bigquery.Client:
-        return connect(self.project, self.emulator_url, LOCATION)
-
-    def customer(self) -> str:
-        self.customers.append(f"contract_{uuid4().hex[:12]}")
-        return self.customers[-1]
-
-
-@pytest.fixture(scope="module", params=["emulator", pytest.param("google", marks=pytest.mark.gcp)])
-def place(request) -> Iterator[Place]:
-    if request.param == "emulator":
-        yield Place("contract-suite", request.getfixturevalue("bigquery_emulator"))
-        return
-    project = os.environ.get("GCP_PROJECT_ID")
-    try:
-        google.auth.default()
-    except DefaultCredentialsError:
-        project = None
-    if not project:
-        pytest.skip("no project")
-    place = Place(project, None)
-    yield place
-    client = place.client()
-    for dataset in (place.central, *place.customers):
-        client.delete_dataset(dataset, delete_contents=True, not_found_ok=True, timeout=30)
-    client.close()
-
-
-@pytest.fixture(scope="module")
-def warehouse(place) -> Iterator[BigQueryWarehouse]:
-    warehouse = BigQueryWarehouse(place.client(), place.project, place.central, LOCATION)
-    warehouse.ensure_central()
-    yield warehouse
-    warehouse.close()
-
-
-@pytest.fixture
-def client(place) -> Iterator[bigquery.Client]:
-    client = place.client()
-    yield client
-    client.close()
-
-
-def whole(table, **values):
-    return Put(table, {**dict.fromkeys(table.names), **values})
-
-
-def log(*rows, customer="acme_corp", start=1):
-    return [Change(row, position, customer) for position, row in enumerate(rows, start)]
-
-
 def stored(warehouse, place, table, prefix="", dataset=None):
     """The rows whose key begins so, by key, NULLs left out."""
     answer = warehouse.query(
@@ -121,10 +57,6 @@ def stored(warehouse, place, table, prefix="", dataset=None):
     found = {row[table.key[0]]: {name: value for name, value in row.items() if value is not None} for row in rows}
     assert len(found) == len(rows), "a row twice"
     return found
-
-
-def fresh():
-    return f"{uuid4().hex}-"
 
 
 # --- values ---

@@ -59,6 +59,12 @@ CALLERS = {
         "PATCH /api/v1/admin/customers/{customer_id}/limits",
         "POST /api/v1/admin/customers/{customer_id}/usage/reset",
         "POST /api/v1/admin/customers/{customer_id}/usage/recount",
+        "GET /api/v1/admin/events",
+        "GET /api/v1/admin/streams/{stream_id}",
+        "GET /api/v1/admin/projections",
+        "POST /api/v1/admin/projections/{projection}/skip",
+        "POST /api/v1/admin/projections/rebuild",
+        "GET /api/v1/admin/projections/verify",
     },
 }
 BAD_KEYS = [
@@ -79,7 +85,8 @@ def operations(kind):
 
 
 def address(path, customer_id, other="x"):
-    filled = path.replace("{customer_id}", customer_id).replace("{run_id}", str(uuid4()))
+    filled = path.replace("{customer_id}", customer_id).replace("{stream_id}", customer_id)
+    filled = filled.replace("{run_id}", str(uuid4()))
     filled = filled.replace("{provider}/{domain}/{template}", "gcp/example/dryrun")
     return re.sub(r"\{[a-z_]+\}", other, filled)
 
@@ -228,7 +235,9 @@ def test_who_did_it_is_recorded(api, acme):
     answer = acme.get(f"/api/v1/pipelines/runs/{run_id}")
     timeline = answer.json()["timeline"]
     assert [m["event"] for m in timeline] == ["run.scheduled", "run.claimed", "run.step-finished", "run.completed"]
-    assert [m["by"] for m in timeline] == [f"customer:{acme.id}", "worker:w", "worker:w", "worker:w"]
+    [key] = acme.get(f"{acme.url}/api-keys").json()["items"]
+    asked_by = f"customer:{acme.id}/{key['api_key_id']}"
+    assert [m["by"] for m in timeline] == [asked_by, "worker:w", "worker:w", "worker:w"]
     with api.service.datastore.reading() as cursor:
         row = cursor.execute(
             "SELECT state FROM stored_events WHERE originator_id = %s ORDER BY originator_version LIMIT 1", (run_id,)

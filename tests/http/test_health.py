@@ -62,17 +62,11 @@ def test_a_projection_that_lags(alone):
         old = alone.client().get("/readyz")
     assert (old.status_code, old.json()["status"]) == (200, "degraded")
     assert old.json()["problems"][0].startswith("Projection bigquery: is ")
-    assert 'convergence_projection_lag_events{projection="bigquery"}' in alone.client().get("/metrics").text
-
-
-def test_a_projection_before_an_event_that_nobody_can_read(alone):
-    alone.onboard()
-    alone.service.checkpoints.advance("bigquery", 0, 1)
-    with psycopg.connect(alone.service.dsn) as owner:
-        owner.execute("UPDATE stored_events SET topic = 'customer.unheard-of@9' WHERE notification_id = 2")
-    ready = alone.client().get("/readyz").json()
-    assert ready["status"] == "degraded"
-    assert "the event after position 1 cannot be read" in ready["problems"][0]
+    assert old.json()["problems"][0].endswith("No process works on it.")
+    text = alone.client().get("/metrics").text
+    assert 'convergence_projection_lag_events{projection="bigquery"} 2.0' in text
+    assert 'convergence_projection_lag_seconds{projection="bigquery"}' in text
+    assert 'convergence_projection_lag_seconds{projection="postgres"} 0.0' in text
 
 
 def test_figures_name_routes_and_no_customer(acme, anyone):

@@ -1,0 +1,1 @@
+"""Evidence of what the log was: seals beside it, signed heads outside the database, and the check against both."""
