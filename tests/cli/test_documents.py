@@ -30,6 +30,8 @@ def unknown(line: str) -> list[str]:
     command = GROUP.commands.get(name)
     if command is None:
         return [name]
+    if words and (below := getattr(command, "commands", {}).get(words[0])):
+        command = below
     options = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
     return [word for word in words if word.startswith("-") and word not in options]
 
@@ -45,6 +47,7 @@ def test_what_is_to_be_typed_exists(document):
     ("text", "wrong"),
     [
         ("`convergence stats`", ["stats"]),
+        ("`convergence projections skip bigquery --at 3`", ["--at"]),
         ("```bash\nconvergence runs --folow\n```", ["--folow"]),
         ("```bash\n.venv/bin/convergence backfill a b \\\n  --form 2025-11-01\n```", ["--form"]),
     ],
