@@ -21,7 +21,7 @@ app = typer.Typer()
 @app.command(epilog="Example: [bold]convergence rebuild scheduled_pipeline_runs --reason 'Edited by hand.'[/bold]")
 def rebuild(
     tables: Annotated[
-        list[str] | None, typer.Argument(metavar="[TABLE]...", help="Which tables; all of them when none is named.")
+        list[str] | None, typer.Argument(metavar="TABLE", help="Which tables; all of them when none is named.")
     ] = None,
     *,
     target: Annotated[Target, typer.Option(help="PostgreSQL's tables, BigQuery's, or both.")] = Target.POSTGRES,

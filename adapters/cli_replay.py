@@ -1,5 +1,6 @@
 """`convergence replay`: what a customer or a stream was at any version or instant, and what changed it since."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -58,6 +59,7 @@ def replay(
     if sum(option is not None for option in (version, at, diff)) > 1:
         console.fail("--version, --at, --diff: only one of them can be given.", console.WRONG)
     from adapters.looking import looking
+    from adapters.progress import bar
     from application.command import as_uuid
     from application.replay import Until
 
@@ -67,7 +69,8 @@ def replay(
     if stream_id is None and version is not None:
         console.fail("--version: counts the events of one stream; for a customer, use --at.", console.WRONG)
     span = tuple(_until(point, now, customer=stream_id is None) for point in diff) if diff else None
-    with looking(place(), name="replay") as past, _said():
+    with looking(place(), name="replay") as found, _said(), bar(shown=console.ERR.is_terminal) as tell:
+        past = dataclasses.replace(found, tell=tell)
         if span is not None:
             _print_difference(_difference(past, what, *span), as_json=as_json)
         elif stream_id is not None:

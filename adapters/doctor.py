@@ -122,6 +122,7 @@ def _database_findings(connection: Connection[DictRow]) -> Iterator[Finding]:
     remedy = "" if result is Result.OK else "Use PostgreSQL 14 or newer."
     yield Finding("PostgreSQL", result, f"version {version // 10000}.{version % 10000}", remedy)
     yield _durability(connection)
+    yield _room(connection)
     yield _clock(connection)
     if not is_current(connection):
         yield Finding("schema", Result.FAIL, "not this version's", "Run: convergence migrate.")
@@ -136,6 +137,17 @@ def _durability(connection: Connection[DictRow]) -> Finding:
         why = f"{', '.join(wrong)} off: a crash loses acknowledged events."
         return Finding("durability", Result.FAIL, why, "Turn it on in PostgreSQL's configuration.")
     return Finding("durability", Result.OK, "commits are on disk before they are acknowledged")
+
+
+def _room(connection: Connection[DictRow]) -> Finding:
+    """Whether a megabyte finds room, which is then given back."""
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute("CREATE TEMPORARY TABLE room AS SELECT repeat('x', 500) FROM generate_series(1, 2000)")
+    except psycopg.errors.DiskFull:
+        why = "Its disk is full: nothing can be stored."
+        return Finding("room", Result.FAIL, why, "Make room on PostgreSQL's disk. All goes on by itself then.")
+    return Finding("room", Result.OK, "there is room to store events")
 
 
 def _shown(connection: Connection[DictRow], name: str) -> str:

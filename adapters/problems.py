@@ -15,15 +15,27 @@ _YOUNG_S: Final = 80.0
 """A worker begins to take over a lease's time after its start: of a younger one nothing can be said."""
 
 
+FULL: Final = Problem(
+    problem="The database's disk is full: nothing can be stored.",
+    remedy="Make room on PostgreSQL's disk. All goes on by itself then.",
+)
+
+
 def problems(
-    status: StatusView, *, longest_wait_s: float | None, overdue_s: Mapping[str, float], wait_s: float = WAIT_S
+    status: StatusView,
+    *,
+    longest_wait_s: float | None,
+    overdue_s: Mapping[str, float],
+    wait_s: float = WAIT_S,
+    full: bool = False,
 ) -> list[Problem]:
     """Slots that nobody triggers, runs that no worker starts or a dead one holds, projections that do not go on.
 
     `longest_wait_s` is how long the first of the runs that could start waits, `overdue_s` says of each worker id for
-    how long the oldest of its leases has been over.
+    how long the oldest of its leases has been over. `full` says that the database's disk was.
     """
     return [
+        *([FULL] if full else []),
         *_slots_late(status),
         *_runs_left_waiting(status, longest_wait_s, wait_s),
         *_runs_left_behind(status, overdue_s),

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Final
 
-from adapters.postgres.event_log import Datastore
 from adapters.postgres import rebuilds
+from adapters.postgres.event_log import Datastore
 from adapters.postgres.reads import projections
 from adapters.postgres.reads.projections import Standing
 from adapters.status_views import Problem, ProjectionsView, ProjectionView, RebuildView, SkipView

@@ -83,7 +83,7 @@ def carry_out(
         except Exception as error:
             if stop.is_set():
                 raise Stopped from error
-            if _passes(error):
+            if passes(error):
                 raise
             sentence = _sentence(error)
             stages.give_up(sentence)
@@ -116,7 +116,7 @@ def _cancelled(stop: threading.Event, connection: Connection[DictRow]) -> Iterat
         watcher.join()
 
 
-def _passes(error: Exception) -> bool:
+def passes(error: Exception) -> bool:
     """Whether the same may work later. A full disk does not: what was built so far only fills it."""
     if isinstance(error, psycopg.OperationalError):
         return not (error.sqlstate or "").startswith("53") or isinstance(error, psycopg.errors.TooManyConnections)

@@ -2,9 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from types import TracebackType
 from typing import Final, Self
@@ -21,23 +21,21 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from adapters.bigquery.staging import Staging
 from adapters.bootstrap import Service, origin
 from adapters.postgres import rebuilds, rows
 from adapters.postgres.beside import REBUILD, Beside
-from adapters.postgres.checkpoints import PostgresLog, leading
+from adapters.postgres.checkpoints import PostgresLog
 from adapters.postgres.event_log import Datastore, EventRecorder
 from adapters.postgres.rebuilds import State
 from adapters.postgres.swap import Held, differences, swap
 from adapters.process import Unable
 from adapters.progress import Tell
+from adapters.rebuild_warehouse import WarehouseTables
 from application.command import Command
 from application.platform import Transaction
-from application.ports import Away
 from domain.projection import POSTGRES, WAREHOUSE
 from projections.follow import Placed
-from projections.project import changes_of
-from projections.rows import Change, Scope
+from projections.rows import Scope
 from projections.tables import EVERY
 from projections.targets import Target
 
@@ -52,8 +50,6 @@ _QUICK: Final = 200
 """So many events may be left to be written while commands wait for the swap."""
 _LAST_READ_S: Final = 0.1
 """How long reading those may take: opening a new customer's key can ask a key service that is slow."""
-_PROJECTOR_S: Final = 60.0
-"""How long the projector has to give its lead up."""
 _DATASETS: Final = "SELECT customer_id FROM customer_profiles WHERE dataset_created ORDER BY customer_id"
 
 
@@ -90,9 +86,7 @@ class Stages:
         self._tables = [table for table in EVERY if table.name in self._record.tables]
         self._beside = Beside(connection, REBUILD, self._tables)
         self._skipping: frozenset[int] = frozenset()
-        settings = service.settings
-        self._central = settings.customers_dataset_id
-        self._staging = Staging(service.bigquery, settings.project, self._central, settings.gcp_location)
+        self._warehouse = WarehouseTables(service, stop)
         connection.execute("SET synchronous_commit = off")  # rows and checkpoint are lost together or not at all
 
     def __enter__(self) -> Self:
@@ -103,7 +97,7 @@ class Stages:
     ) -> None:
         self._aside.shutdown()
         self._ahead.shutdown()
-        self._staging.close()
+        self._warehouse.close()
         self._datastore.close()
 
     def run(self, patience_s: float) -> None:
@@ -114,7 +108,7 @@ class Stages:
             self._begin()
         self._catch_up()
         if target is not Target.POSTGRES and not self._record.warehouse_swapped:
-            self._replace_in_warehouse()
+            self._replace_in_warehouse(patience_s)
         if target is not Target.BIGQUERY and any(table.scope is Scope.CENTRAL for table in self._tables):
             self._compare()
             self._replace(patience_s)
@@ -127,10 +121,7 @@ class Stages:
         with self._connection.transaction():
             self._beside.drop()
             rebuilds.end(self._connection, self._id, State.FAILED, sentence)
-        try:
-            self._staging.drop_all()
-        except (Away, PermissionError, ValueError) as error:
-            logger.warning("tables named *__rebuild are left in BigQuery: %s", error)
+        self._warehouse.drop()
 
     def _begin(self) -> None:
         with self._connection.transaction():
@@ -256,49 +247,20 @@ class Stages:
 
     # BigQuery
 
-    def _replace_in_warehouse(self) -> None:
+    def _replace_in_warehouse(self, patience_s: float) -> None:
         rebuilds.note(self._connection, self._id, state=State.LOADING)
-        self._load()
-        rebuilds.note(self._connection, self._id, state=State.SWAPPING)
-        self._swap_in_warehouse()
-        rebuilds.note(self._connection, self._id, warehouse_swapped=True)
-
-    def _load(self) -> None:
         loaded: dict[str, int] = {}
         datasets = [row["customer_id"] for row in self._connection.execute(_DATASETS)]
         for number, table in enumerate(self._tables):
             self._tell(LOADING, number, len(self._tables))
             if self._stop.is_set():
                 raise Stopped
-            with closing(self._beside.rows(table.name)) as found:
-                if table.scope is Scope.CENTRAL:
-                    loaded[table.name] = self._staging.load(self._central, table, found)
-                else:
-                    loaded[table.name] = sum(self._staging.load_each(table, found, datasets).values())
+            rows_of = partial(self._beside.rows, table.name)
+            loaded[table.name] = self._warehouse.load(table, rows_of, datasets, patience_s)
             rebuilds.note(self._connection, self._id, loaded=loaded)
         self._tell(LOADING, len(self._tables), len(self._tables))
-
-    def _swap_in_warehouse(self) -> None:
-        """Put the staged tables in place while nobody follows the log into them.
-
-        They may be ahead of the projector's checkpoint, since its rows are guarded by their positions, but not behind.
-        """
-        service = self._service
+        rebuilds.note(self._connection, self._id, state=State.SWAPPING)
         self._tell(SWAPPING, 0, 1)
-        with leading(service.dsn, WAREHOUSE, wait_s=_PROJECTOR_S) as lead:
-            if not lead:
-                raise Away("The projector does not give way to the rebuild.")
-            reached = self._follow(self._staging.write, self._position, service.checkpoints.position(WAREHOUSE))
-            self._staging.swap_all()
-            # A lead is lost with its connection, and then another projector moved on in tables that are gone.
-            self._follow(service.warehouse.write, reached, service.checkpoints.position(WAREHOUSE))
+        self._warehouse.swap(self._tables, self._position, self._read, patience_s)
+        rebuilds.note(self._connection, self._id, warehouse_swapped=True)
         self._tell(SWAPPING, 1, 1)
-
-    def _follow(self, write: Callable[[list[Change]], None], after: int, until: int) -> int:
-        """Write the changes of events after one position and up to another; returns the later one."""
-        names = {table.name for table in self._tables}
-        while after < until and (placed := self._read(after)):
-            near = [p for p in placed if p.at.position <= until]
-            write([c for p in near for c in changes_of(p.event, p.at) if c.row.table.name in names])
-            after = placed[-1].at.position
-        return max(after, until)

@@ -1,9 +1,10 @@
 """Streams and customers as they were, for people: the log folded up to a version or an instant, and nothing written."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field
 from adapters.event_views import EventView, event_view
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.reads import history, run_history
+from adapters.progress import Tell, untold
 from application.mapper import EventMapper, UnreadableEvent, envelope_of
 from application.replay import NOW, Change, Difference, Replayed, Until, compare, fold
 from application.shown import shown
@@ -21,6 +23,7 @@ from domain.refusals import Invalid, NotFound
 from domain.subscription import Subscription
 
 _UNREADABLE: Final = 20
+_TOLD: Final = 1_000
 _TICK: Final = timedelta(microseconds=1)
 
 
@@ -89,10 +92,11 @@ class DifferenceView(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """Looks at what was. `mapper` opens personal fields, where they are to be shown opened."""
+    """Looks at what was. `mapper` opens personal fields, as far as they are to be shown; `tell` hears of long work."""
 
     datastore: Datastore
     mapper: EventMapper
+    tell: Tell = untold
 
     def stream(self, stream_id: UUID, until: Until = NOW) -> StreamView:
         """Raises `NotFound` for a stream that had no events then, `UnreadableEvent` for one that cannot be folded."""
@@ -133,13 +137,17 @@ class Past:
         return _difference(since, until, [("customer.", customer), ("subscription.", subscription)])
 
     def _folded(self, stream_id: UUID, until: Until) -> Replayed | None:
-        return fold(history.stream(self.datastore, stream_id), self.mapper, until)
+        return fold(self._read(stream_id), self.mapper, until)
+
+    def _read(self, stream_id: UUID, after: int = 0) -> Iterator[Notification]:
+        total = history.length(self.datastore, stream_id)
+        for number, event in enumerate(history.stream(self.datastore, stream_id, after=after), after + 1):
+            yield event
+            if number % _TOLD == 0:
+                self.tell("Folding events", number, total)
 
     def _compared(self, stream_id: UUID, since: Until, until: Until) -> Difference:
-        def read(after: int) -> Iterable[Notification]:
-            return history.stream(self.datastore, stream_id, after=after)
-
-        found = compare(read, self.mapper, since, until)
+        found = compare(partial(self._read, stream_id), self.mapper, since, until)
         if found.before and found.after and found.before.last.version > found.after.last.version:
             raise Invalid("The first of the two must not lie behind the second.")
         return found

@@ -48,7 +48,8 @@ def look(datastore: Datastore, *, wait_s: float = WAIT_S, dead_after_s: float = 
         problems=[],
     )
     overdue = {worker_id: seconds for worker_id, (_, seconds) in held.items()}
-    found = problems(status, longest_wait_s=totals.get("longest_startable_seconds"), overdue_s=overdue, wait_s=wait_s)
+    longest = totals.get("longest_startable_seconds")
+    found = problems(status, longest_wait_s=longest, overdue_s=overdue, wait_s=wait_s, full=datastore.full)
     return status.model_copy(update={"problems": found})
 
 

@@ -141,7 +141,8 @@ class Staging:
     def swap(self, dataset: str, table: Table) -> None:
         """Put the staged table in the place of the live one, and drop it.
 
-        At Google queries see all of the old rows or all of the new ones. After an error it can be called again.
+        Queries see all of the old rows or all of the new ones. After an error it can be called again, and it has to be
+        where an emulator was killed in that moment: it may have left the live table empty.
         """
         live, staged = self._name(dataset, table, ""), self._name(dataset, table)
         with plain_errors():
@@ -158,7 +159,7 @@ class Staging:
         self.drop(dataset, table)
 
     def swap_all(self) -> None:
-        """`swap` everything that is staged, side by side."""
+        """`swap` everything that is staged, side by side; after an error call it again for the rest."""
         with _Abreast(self._writers, _WRITERS) as abreast:
             for dataset, table in self.staged:
                 abreast.start(self.swap, dataset, table)

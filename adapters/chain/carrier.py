@@ -134,7 +134,9 @@ class Carrier:
         else:
             # Whatever it missed is found by comparing.
             self._met = False
-            self._say("bigquery", f"BigQuery did not get the signed heads of the log: {error}")
+            # While everything starts BigQuery is the last to answer: that is no news.
+            level = logging.INFO if isinstance(error, Away) else logging.WARNING
+            self._say("bigquery", f"BigQuery gets the signed heads of the log later: {error}", level)
 
     def _write(self, heads: Sequence[Head]) -> None:
         if self._met:
@@ -160,8 +162,8 @@ class Carrier:
             self._file.append(others)
         self._warehouse.write([head for head in recent if (head.position, head.hash) not in there])
 
-    def _say(self, what: str, sentence: str) -> None:
+    def _say(self, what: str, sentence: str, level: int = logging.WARNING) -> None:
         """Once, and again only when something else is wrong."""
         if self._said.get(what) != sentence:
             self._said[what] = sentence
-            logger.warning("%s", sentence)
+            logger.log(level, "%s", sentence)

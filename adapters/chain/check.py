@@ -165,7 +165,7 @@ class _Gathered:
                 sentence = f"{str(head).capitalize()} is not in {where}: it was removed there, or never got there."
                 self._find(Kind.HEAD_MISSING, head.position, sentence)
         if on_their_way:
-            self.notes.append(f"{on_their_way} of the newest heads are not in {where} yet.")
+            self.notes.append(f"Not in {where} yet: the newest {on_their_way} of the signed heads.")
 
     def _find(self, kind: Kind, position: int, sentence: str) -> None:
         self._findings.add(Finding(kind=kind, position=position, sentence=sentence))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from adapters.http.api import Api, Parts
 from adapters.postgres import processes
 from adapters.postgres.reads import health, queue, runs
+from adapters.problems import FULL
 from adapters.projection_views import in_public, look_at, problems_of
 from adapters.status_views import ProjectionView
 from application.ports import Away
@@ -64,7 +65,8 @@ def _readiness(api: Api) -> Readiness:
         projections = [in_public(shown) for shown in look_at(api.service.datastore, api.now())]
     except Away:
         return _not_ready("away", "unknown", "The database does not answer.")
-    problems = [found.problem for found in problems_of(projections)]
+    full = [FULL] if api.service.datastore.full else []
+    problems = [found.problem for found in (*full, *problems_of(projections))]
     return Readiness(
         status="degraded" if problems else "ready",
         database="ok",

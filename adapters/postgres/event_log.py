@@ -1,6 +1,7 @@
 """The event log in PostgreSQL: the library's recorder, with one lock and one array insert of our own."""
 
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
@@ -28,11 +29,19 @@ LOG_LOCK: Final = 0x0C0F_FEE1
 
 _AWAY: Final = "The database does not answer."
 _FULL: Final = "The database's disk is full: nothing can be stored until there is room again."
+_FULL_S: Final = 60.0
 _BUSY: Final = "Too many others are changing the same thing. Try again."
 _SECONDS: Final = 1000
 _LONGEST_TRANSACTION_S: Final = 30
 _TRANSACTION_TIMEOUT: Final = 170000
 """The first version of PostgreSQL that ends long transactions by itself."""
+_GAVE_UP: Final = (
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.TransactionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+"""A process that stood still for so long that the server has ended its transaction; a server that only reads, as one
+does that is about to be replaced."""
 _OPTIONS: Final = (
     f"-c statement_timeout={30 * _SECONDS} -c lock_timeout={10 * _SECONDS}"
     f" -c idle_in_transaction_session_timeout={20 * _SECONDS} -c TimeZone=UTC"
@@ -69,11 +78,11 @@ def _configure(connection: Connection[DictRow]) -> None:
 
 
 class Datastore(PostgresDatastore):
-    """The library's datastore over a pool that is made from a URL. `full` says that the disk was, when last asked."""
+    """The library's datastore over a pool that is made from a URL."""
 
     def __init__(self, dsn: str, *, size: int = 10, name: str = "service") -> None:
         super().__init__(dbname="", host="", port="", user="", password="", pool_size=1)
-        self.full = False
+        self._full_until = 0.0
         arguments = connection_arguments(dsn, name=name)
         conninfo = arguments.pop("conninfo")
         self.pool = ConnectionPool(  # type: ignore[assignment]
@@ -82,7 +91,8 @@ class Datastore(PostgresDatastore):
             kwargs={**arguments, "row_factory": dict_row, "autocommit": True},
             min_size=1,
             max_size=size,
-            timeout=5,
+            # A request that fails asks once more, to let go of what it has taken: both within ten seconds.
+            timeout=4,
             max_lifetime=3600,
             # Attempts grow twice as far apart each time, until they are given up and the next caller starts anew: a
             # database that was away for long is found again within seconds.
@@ -112,19 +122,27 @@ class Datastore(PostgresDatastore):
             with self.pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
                 yield cursor
 
+    @property
+    def full(self) -> bool:
+        """Whether the database's disk was full a moment ago, and nothing has been appended since."""
+        return time.monotonic() < self._full_until
+
+    def has_stored(self) -> None:
+        """There is room again."""
+        self._full_until = 0.0
+
     @contextmanager
     def _noticing_room(self) -> Iterator[None]:
         try:
             yield
         except psycopg.errors.DiskFull:
-            self.full = True
+            self._full_until = time.monotonic() + _FULL_S
             raise
-        self.full = False
 
     @contextmanager
     def reading(self) -> Iterator[Cursor[DictRow]]:
         """A cursor outside any transaction, for single statements."""
-        with translated():
+        with translated(), self._noticing_room():
             self.pool.open(wait=False)
             with self.pool.connection() as connection, connection.cursor() as cursor:
                 yield cursor
@@ -141,7 +159,7 @@ def translated() -> Iterator[None]:
         raise Away(_BUSY) from e
     except psycopg.errors.DiskFull as e:
         raise Full(_FULL) from e
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as e:
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, *_GAVE_UP) as e:
         raise Away(_AWAY) from e
 
 

@@ -10,7 +10,7 @@ from adapters.postgres.event_log import Datastore
 
 KEPT: Final = timedelta(hours=24)
 """How long a name stands for one request."""
-_ABANDONED: Final = timedelta(seconds=20)
+_ABANDONED: Final = timedelta(seconds=15)
 """A request that has no answer after this time is not waited for: sent again, it finds what it has done."""
 
 # Expired rows are cleared away by new ones, a few at a time, so that no job is needed.

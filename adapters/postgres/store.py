@@ -106,6 +106,7 @@ class PostgresSession(Session):
         self._cursor = cursor
         self._recorder = recorder
         self._picker = picker
+        self.appended = False
 
     def _rows(self, sql: Any, parameters: Any) -> list[DictRow]:  # noqa: ANN401 - the driver's own types
         return self._cursor.execute(sql, parameters, prepare=True).fetchall()
@@ -158,6 +159,7 @@ class PostgresSession(Session):
             for statement, parameters in writes:
                 self._cursor.execute(statement, parameters, prepare=True)
             channels.announce(self._cursor, recorded)
+        self.appended = True
 
     def due_customers(self, now: datetime, limit: int, lane: Lane) -> Sequence[str]:
         wanted = (now, lane.of, lane.number, limit)
@@ -255,4 +257,7 @@ class PostgresStore:
     @contextmanager
     def transaction(self) -> Iterator[PostgresSession]:
         with self._datastore.transaction_cursor() as cursor:
-            yield PostgresSession(cursor, self.recorder, self._picker)
+            session = PostgresSession(cursor, self.recorder, self._picker)
+            yield session
+        if session.appended:
+            self._datastore.has_stored()

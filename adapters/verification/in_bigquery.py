@@ -1,7 +1,7 @@
 """BigQuery's rows: compared while the projector writes, mended while it rests."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _ROUNDS: Final = 3
 """How often rows that changed meanwhile are looked at before the projector is asked to rest."""
-_ROUND_S: Final = 10.0
+_ROUND_S: Final = 30.0
 _REST_S: Final = 60.0
 _BATCH: Final = 500
 _STAGE: Final = "Comparing BigQuery"
@@ -69,7 +69,7 @@ class InBigQuery:
             self.warehouse.query("SELECT 1")
         self.handled = wait_until_handled(self.checkpoints, WAREHOUSE, cut, wait_s, tell)
         side = ledger.report.sides[Side.BIGQUERY] = SideReport(state=SideState.COMPARED, position=cut)
-        moved: dict[str, set[Key]] = {}
+        moved: dict[str, dict[Key, int]] = {}
         for number, table in enumerate(tables):
             tell(_STAGE, number, len(tables))
             if again := self._compare(table, ledger):
@@ -86,12 +86,12 @@ class InBigQuery:
                 " `convergence projections` says whether it runs."
             )
 
-    def _compare(self, table: Table, ledger: Ledger) -> set[Key]:
-        """Look at every row; the keys of those that were touched after the cut."""
+    def _compare(self, table: Table, ledger: Ledger) -> dict[Key, int]:
+        """Look at every row; the keys of those that were touched after the cut, and where they stand."""
         listed = ledger.report.table(table.name)
         here = listed.sides[ledger.side] = Rows(rows=0, digest="")
         log, digest = Digest(), Digest()
-        moved: set[Key] = set()
+        moved: dict[Key, int] = {}
         expected = (canonical(table, row) for row in self.beside.rows(table.name))
         for e, f in joined(table, expected, self._found(table)):
             verdict = self._judge(e, f)
@@ -102,8 +102,8 @@ class InBigQuery:
             if seen is not None:
                 digest.add(seen)
             match verdict:
-                case Verdict.MOVED:
-                    moved.add(key_of(table, e if e is not None else f or {}))
+                case Verdict.MOVED if f is not None:
+                    moved[key_of(table, f)] = f["position"]
                 case Verdict.DIFFERENT:
                     ledger.add(table, e, f)
                 case Verdict.WAITING:
@@ -127,7 +127,9 @@ class InBigQuery:
             self.end = self.log.end()
         return judge(expected, found, cut=self.expected.position, handled=self.handled, end=self.end)
 
-    def _look_again(self, moved: dict[str, set[Key]], tables: Sequence[Table], ledger: Ledger, tell: Tell) -> None:
+    def _look_again(
+        self, moved: dict[str, dict[Key, int]], tables: Sequence[Table], ledger: Ledger, tell: Tell
+    ) -> None:
         named = {table.name: table for table in tables}
         with ExitStack() as resting:
             for round_ in range(_ROUNDS + 1):
@@ -136,7 +138,8 @@ class InBigQuery:
                 if round_ == _ROUNDS:
                     resting.enter_context(leading(self.dsn, WAREHOUSE, wait_s=_REST_S))
                 else:
-                    wait_until_handled(self.checkpoints, WAREHOUSE, self.log.end(), _ROUND_S, tell)
+                    last = max(position for keys in moved.values() for position in keys.values())
+                    wait_until_handled(self.checkpoints, WAREHOUSE, last, _ROUND_S, tell)
                 self.handled = self.checkpoints.position(WAREHOUSE)
                 self.expected.extend(self.handled)
                 moved = {
@@ -146,13 +149,13 @@ class InBigQuery:
             # Written by a projector that ended before it said so, or by one that does not rest.
             ledger.report.table(name).sides[ledger.side].waiting += len(keys)
 
-    def _again(self, table: Table, keys: set[Key], ledger: Ledger) -> set[Key]:
+    def _again(self, table: Table, keys: Collection[Key], ledger: Ledger) -> dict[Key, int]:
         here = ledger.report.table(table.name).sides[ledger.side]
-        moved: set[Key] = set()
+        moved: dict[Key, int] = {}
         for e, f in self._pairs(table, keys):
             match self._judge(e, f):
-                case Verdict.MOVED:
-                    moved.add(key_of(table, e if e is not None else f or {}))
+                case Verdict.MOVED if f is not None:
+                    moved[key_of(table, f)] = f["position"]
                 case Verdict.DIFFERENT:
                     ledger.add(table, e, f)
                     here.digest = amended(here.digest, f)
@@ -160,7 +163,7 @@ class InBigQuery:
                     here.waiting += 1
         return moved
 
-    def _pairs(self, table: Table, keys: set[Key]) -> Iterator[tuple[Row | None, Row | None]]:
+    def _pairs(self, table: Table, keys: Collection[Key]) -> Iterator[tuple[Row | None, Row | None]]:
         expected = (canonical(table, row) for row in self.comparison.expected(table, sorted(keys)))
         return joined(table, expected, self.rows.named(table, keys))
 
@@ -190,7 +193,7 @@ class InBigQuery:
                 tell(f"Repairing {table.name}", len(keys), len(keys))
                 left = {
                     key_of(table, row)
-                    for e, f in self._pairs(table, set(keys))
+                    for e, f in self._pairs(table, keys)
                     if (row := e or f) is not None and (e is None or f is None or line_of(e) != line_of(f))
                 }
                 ledger.mended(table.name, left)

@@ -18,7 +18,7 @@ from projections.rows import Scope, Table, Type
 from projections.tables import EVERY
 
 _LOOK_S: Final = 0.1
-_STILL_S: Final = 3.0
+_STILL_S: Final = 10.0
 """How long a projector may stand still before nobody waits for it: none runs, or it cannot go on."""
 _LIVE: Final[Mapping[str, Table]] = {table.name: table for table in EVERY}
 

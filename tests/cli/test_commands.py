@@ -20,6 +20,8 @@ COMMANDS = (
     "projector",
     "status",
     "runs",
+    "events",
+    "replay",
     "migrate",
     "query",
     "doctor",

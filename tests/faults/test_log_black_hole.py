@@ -168,6 +168,36 @@ def test_a_lead_notices(proxy):
     assert time.monotonic() - began < LONGEST_S
 
 
+@pytest.mark.parametrize("limit", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+def test_a_process_that_stood_still_is_told(dsn, tmp_path, limit):
+    """The server has ended its transaction meanwhile: that is no fault of the request, which can be sent again."""
+
+    def stand_still(world: World) -> None:
+        with world.datastore.transaction_cursor() as cursor:
+            cursor.execute("SELECT 1")
+            time.sleep(0.5)
+            cursor.execute("SELECT 1")
+
+    with World(dsn, tmp_path / "key", size=1) as world:
+        world.execute("SELECT set_config(%s, '100ms', false)", limit)
+        with pytest.raises(Away):
+            stand_still(world)
+        assert world.scalar("SELECT 1") == 1
+
+
+def test_a_server_that_only_reads_is_away_for_commands(dsn, tmp_path):
+    """As in the moment before another one takes its place."""
+    with World(dsn, tmp_path / "key") as world:
+        world.onboard()
+    name = dsn.partition("?")[0].rpartition("/")[2]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    with World(dsn, tmp_path / "key") as world:
+        with pytest.raises(Away):
+            world.request()
+        assert world.usage() == (0, 0, 0)
+
+
 def test_a_server_that_works_for_long_is_waited_for(dsn, tmp_path):
     """A slow statement is no black hole."""
     with World(dsn, tmp_path / "key") as world:
@@ -194,6 +224,7 @@ def told_of_silence(dsn, key_file, kind: type[psycopg.Connection[DictRow]]) -> b
         except TimeoutError:
             return False
         finally:
+            proxy.speak()
             proxy.cut()
         return isinstance(away, Away)
 

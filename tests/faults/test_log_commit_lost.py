@@ -173,10 +173,13 @@ class Routes:
 COMMANDS = sorted(name for name in vars(Routes) if not name.startswith("_"))
 ANSWERS_OTHERWISE = {"trigger"}
 """What is due is triggered once; who asks again is told that nothing was."""
-ELSEWHERE = {
-    "POST /api/v1/scheduler/process-queue": "each request executes another run",
-    "POST /api/v1/admin/projections/rebuild": "it changes no stream",
+ELSEWHERE: dict[str, Any] = {
+    "POST /api/v1/scheduler/process-queue": None,
+    "POST /api/v1/admin/projections/rebuild": WHY,
+    "POST /api/v1/admin/projections/{projection}/skip": {"position": 1, **WHY},
 }
+"""Each request executes another run; a rebuild is no event, and its id follows from the name; an event that is passed
+over is so for good, however often that is asked for. With the body that each takes."""
 
 
 @pytest.fixture(scope="module")

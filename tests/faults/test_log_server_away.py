@@ -68,7 +68,7 @@ def reads(api: Running, acme: Customer) -> Iterator[tuple[str, Callable[[], http
         if "get" in item and path not in NEEDS_NO_DATABASE:
             address = path.replace("{customer_id}", acme.id)
             address = re.sub(r"\{\w+_id\}", str(uuid4()), address)
-            yield f"GET {path}", lambda address=address: admin.get(re.sub(r"\{\w+\}", "postgresql", address))
+            yield f"GET {path}", lambda address=address: admin.get(re.sub(r"\{\w+\}", "postgres", address))
 
 
 def timed(ask: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
@@ -79,17 +79,17 @@ def timed(ask: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
 def test_every_route_says_that_the_database_is_away(api, server):
     routes = Routes(api)
     asked = {name: getattr(routes, name)(api.onboard()) for name in COMMANDS}
-    elsewhere = {e.partition(" ")[2] for e in ELSEWHERE}
     acme = api.onboard()
     questions = dict(reads(api, acme))
     for name, ask in asked.items():
         questions[name] = lambda ask=ask: ask(uuid4().hex)
     admin = api.client(ADMIN)
-    for path in elsewhere:
-        questions[path] = lambda path=path: admin.post(path, json={"reason": "test"})
+    for route, body in ELSEWHERE.items():
+        path = re.sub(r"\{\w+\}", "postgres", route.partition(" ")[2])
+        questions[route] = lambda path=path, body=body: admin.post(path, json=body)
     server.stop()
     try:
-        with ThreadPoolExecutor(16) as threads:
+        with ThreadPoolExecutor(32) as threads:
             answers = dict(zip(questions, threads.map(timed, questions.values()), strict=True))
         alive, seconds = timed(lambda: api.client().get("/livez"))
         figures = api.client().get("/metrics")

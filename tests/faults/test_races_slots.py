@@ -112,8 +112,8 @@ class ByChance:
 
 
 class Forgetful(Platform):
-    def transact(self, command: Command, work: Callable) -> Any:
-        return super().transact(command, lambda transaction: work(ByChance(transaction)))
+    def transact(self, command: Command, work: Callable, **more: Any) -> Any:
+        return super().transact(command, lambda transaction: work(ByChance(transaction)), **more)
 
 
 def test_runs_named_by_chance_are_made_again(world):

@@ -254,7 +254,7 @@ def test_a_head_that_is_missing_in_one_place_is_found(service, place, tmp_path):
             append(sound)
             sign(sound, seal(sound))
         result = check(sound)
-        assert (result.found, result.notes) == (0, ("3 of the newest heads are not in BigQuery yet.",))
+        assert (result.found, result.notes) == (0, ("Not in BigQuery yet: the newest 3 of the signed heads.",))
         with sealing(sound):
             until(lambda: there(sound) == [20, 40, 60])
         table = f"`{sound.settings.project}.{sound.settings.customers_dataset_id}.{LOG_HEADS.name}`"

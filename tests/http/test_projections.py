@@ -116,6 +116,8 @@ def test_a_poison_event_is_seen_everywhere_and_passed_over(alone):
         [passed_over] = skipped.json()["skipped"]
         assert (passed_over["position"], passed_over["topic"]) == (place, SPOILT)
         assert passed_over["skipped_by"].startswith("admin")
+        trail = admin.get("/api/v1/admin/events", params={"type": "projection."})
+        assert [event["type"] for event in trail.json()["items"]] == ["projection.event-skipped@1"], trail.text
         until(lambda: shown(admin)["behind"] == 0)
         assert shown(admin, WELCOME)["stopped"]
         assert (figure(alone, "stopped"), figure(alone, "skipped_events")) == (0, 1)

@@ -23,7 +23,7 @@ from adapters.postgres.checkpoints import leading
 from adapters.postgres.maintenance import maintenance
 from adapters.postgres.rebuilds import Rebuild, State
 from adapters.postgres.swap import Held, swap
-from adapters.rebuild import LEAD, Failed, Rebuilder, carry_out, chosen
+from adapters.rebuild import LEAD, Failed, Rebuilder, carry_out, chosen, passes
 from adapters.rebuild_stages import BUILDING, COMPARING, SWAPPING
 from adapters.settings import Settings
 from application.projections import SkipEvent, skip_event
@@ -368,6 +368,21 @@ class TestFails:
                 assert max(writers.seconds) < 1
             assert rebuilds.newest(service.datastore)[0].state is State.FAILED
             assert left_over(busy.world) == 0
+
+    @pytest.mark.parametrize(
+        ("error", "passing"),
+        [
+            (psycopg.errors.DiskFull, False),
+            (psycopg.errors.OutOfMemory, False),
+            (psycopg.errors.UndefinedTable, False),
+            (psycopg.errors.TooManyConnections, True),
+            (psycopg.errors.AdminShutdown, True),
+            (psycopg.errors.ConnectionFailure, True),
+        ],
+    )
+    def test_for_good_when_the_disk_is_full_and_not_when_the_server_restarts(self, error, passing):
+        """What was built so far is what fills the disk; over a restart it is kept."""
+        assert passes(error()) is passing
 
     def test_at_an_event_that_cannot_be_read(self, busy, service):
         poisoned = service.log.end()

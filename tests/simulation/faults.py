@@ -86,8 +86,8 @@ class FaultyPlatform(Platform):
         self.silent = False
         self.unheard: list[Any] = []
 
-    def transact(self, command: Command, work: Callable[[Transaction], Result]) -> Result:
-        result = super().transact(command, work)
+    def transact(self, command: Command, work: Callable[[Transaction], Result], *, of_many: bool = False) -> Result:
+        result = super().transact(command, work, of_many=of_many)
         if self.silent:
             self.silent = False
             self.unheard.append(result)

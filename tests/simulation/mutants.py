@@ -119,8 +119,8 @@ class _Forgetful:
 class _ForgetfulPlatform:
     platform: Platform
 
-    def transact(self, command: Any, work: Callable[[Any], Any]) -> Any:
-        return self.platform.transact(command, lambda tx: work(_Forgetful(tx)))
+    def transact(self, command: Any, work: Callable[[Any], Any], **more: Any) -> Any:
+        return self.platform.transact(command, lambda tx: work(_Forgetful(tx)), **more)
 
 
 def forgetful_trigger(

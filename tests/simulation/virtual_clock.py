@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg import Connection, sql
 
+from adapters.postgres.privileges import ROLE
 from tests.application.world import migrated
 from tests.databases import drop
 
@@ -23,6 +24,9 @@ _INSTALL: Final = (
         "CREATE FUNCTION virtual.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql VOLATILE"
         " AS 'BEGIN RETURN (SELECT at FROM virtual.clock); END'"
     ),
+    # The service's role would not see what it may not use, and read the real clock.
+    f"GRANT USAGE ON SCHEMA virtual TO {ROLE}",
+    f"GRANT SELECT ON virtual.clock TO {ROLE}",
 )
 
 

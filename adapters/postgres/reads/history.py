@@ -86,15 +86,21 @@ def _dated(datastore: Datastore, position: int, behind: int) -> tuple[int, datet
     return None
 
 
-def version(datastore: Datastore, stream_id: UUID, position: int) -> int:
-    """How many events a stream had at a position of the log. Costs some twenty looks, however long it is."""
+def length(datastore: Datastore, stream_id: UUID) -> int:
+    """How many events a stream has."""
     with datastore.reading() as cursor:
         row = cursor.execute(
             "SELECT max(originator_version) AS version FROM stored_events WHERE originator_id = %s",
             (stream_id,),
             prepare=True,
         ).fetchone()
-        low, high = 0, (row["version"] or 0) if row else 0
+    return row["version"] or 0 if row else 0
+
+
+def version(datastore: Datastore, stream_id: UUID, position: int) -> int:
+    """How many events a stream had at a position of the log. Costs some twenty looks, however long it is."""
+    low, high = 0, length(datastore, stream_id)
+    with datastore.reading() as cursor:
         while low < high:
             middle = (low + high + 1) // 2
             row = cursor.execute(
