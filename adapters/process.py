@@ -22,6 +22,7 @@ _ONE_S: Final = 0.3
 """Signals that come together are one: `timeout` and other parents pass a Ctrl-C on to those who have it already."""
 
 _LOOK_S: Final = 0.2
+_NAP_S: Final = 0.5
 _COLLECT_AFTER: Final = 20_000
 
 
@@ -130,6 +131,13 @@ def stop_in_order(groups: Sequence[Sequence[Part]], grace_s: float = GRACE_S) ->
             part.stop()
         late += [part.name for part in group if not part.join(max(deadline - time.monotonic(), 0.1))]
     return late
+
+
+def rest(wake: threading.Event, ended: Callable[[], bool], seconds: float) -> None:
+    """Wait until `wake` is set, the process has `ended`, or the time is over."""
+    until = time.monotonic() + seconds
+    while not ended() and (left := until - time.monotonic()) > 0 and not wake.wait(min(left, _NAP_S)):
+        pass
 
 
 def settle() -> None:

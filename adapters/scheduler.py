@@ -8,6 +8,7 @@ from typing import Final
 from adapters.bootstrap import Service, origin
 from adapters.postgres.channels import SCHEDULES
 from adapters.postgres.listener import Listener
+from adapters.process import rest
 from application.execution import LEASE_SECONDS, TakeOver, take_over
 from application.ports import Away
 from application.scheduling import Triggered, TriggerSchedules, trigger_schedules
@@ -49,7 +50,7 @@ def run_scheduler(service: Service, stop: threading.Event) -> None:
             # Cleared before looking, so that what comes while we look wakes us again.
             wake.clear()
             pause = _step(service)
-            _sleep(wake, stop, pause)
+            rest(wake, stop.is_set, pause.total_seconds())
     finally:
         listener.stop()
 
@@ -79,12 +80,6 @@ def _until_next_slot(service: Service) -> timedelta:
     slot: datetime = row["next"]
     now: datetime = row["now"]
     return min(max(slot - now, timedelta(0)), MAX_SLEEP)
-
-
-def _sleep(wake: threading.Event, stop: threading.Event, pause: timedelta) -> None:
-    remaining = pause.total_seconds()
-    while remaining > 0 and not stop.is_set() and not wake.wait(min(remaining, 0.5)):
-        remaining -= 0.5
 
 
 def run_takeover(

@@ -12,7 +12,7 @@ from adapters.bootstrap import Service
 from adapters.postgres import waiting
 from adapters.postgres.channels import QUEUE, STOP
 from adapters.postgres.listener import Listener
-from adapters.process import Part, Shutdown, Unable
+from adapters.process import Part, Shutdown, Unable, rest
 from adapters.provisioner import provision_pending
 from adapters.runs_in_hand import DEFAULT_TIMING, Timing, Worker
 from adapters.scheduler import run_takeover
@@ -153,7 +153,7 @@ def _claim_until(
         for order in orders:
             pool.submit(worker.execute, order)
         if not orders:
-            _sleep(wake, ended, pause)
+            rest(wake, ended, pause)
 
 
 def _until_ready(service: Service, looked_at: float, most_s: float) -> float:
@@ -161,9 +161,3 @@ def _until_ready(service: Service, looked_at: float, most_s: float) -> float:
     since_s = time.monotonic() - looked_at + _LOOKED_S
     seconds = waiting.seconds_until_ready(service.datastore, since_s=since_s)
     return most_s if seconds is None else min(max(seconds, _SHORTEST_SLEEP_S), most_s)
-
-
-def _sleep(wake: threading.Event, ended: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not ended() and (left := until - time.monotonic()) > 0 and not wake.wait(min(left, 0.5)):
-        pass

@@ -5,6 +5,7 @@ from typing import Final
 from eventsourcing.persistence import Notification
 
 from adapters.postgres.event_log import Datastore
+from adapters.postgres.reads.stored import notifications
 
 _PAGE: Final = (
     "SELECT notification_id, originator_id, originator_version, topic,"
@@ -27,15 +28,5 @@ def after(datastore: Datastore, position: int, *, limit: int) -> tuple[list[Noti
     """
     with datastore.reading() as cursor:
         found = cursor.execute(_PAGE, (position, limit), prepare=True).fetchall()
-    events = [
-        Notification(
-            id=row["notification_id"],
-            originator_id=row["originator_id"],
-            originator_version=row["originator_version"],
-            topic=row["topic"],
-            state=bytes(row["state"]),
-        )
-        for row in found
-        if row["state"] is not None
-    ]
+    events = notifications([row for row in found if row["state"] is not None])
     return events, found[-1]["notification_id"] if found else position
