@@ -1,15 +1,13 @@
 """`convergence events`: who did what, when and why, and whatever happens next."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from uuid import UUID
 
 import typer
-from rich.text import Text
 
 from adapters import console
 from adapters.cli_options import WHEN, Json, instant, place
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _PAGE: Final = 1_000
-_SHOWN: Final = 160
 
 
 @app.command(
@@ -107,15 +104,14 @@ def _list(past: "Past", wanted: "Wanted", limit: int, *, as_json: bool) -> None:
         for event in found:
             console.print_json(event.model_dump(mode="json"))
         return
-    rows = [
-        (e.at or "", e.position, e.type, e.actor, e.customer_id, f"{e.stream_id} {e.version}", _in_short(e))
-        for e in found
-    ]
-    if not rows:
+    shown = 0
+    for shown, event in enumerate(found, 1):  # noqa: B007 - how many there were is said at the end
+        _print(event, as_json=False)
+    if not shown:
         console.OUT.print("No events.")
         return
-    console.print_table(("At", "Position", "Type", "Actor", "Customer", "Stream, version", "What"), rows)
-    console.OUT.print(console.counted(len(rows), "event") + ", newest first", style="dim")
+    more = "; there may be more: -n" if shown >= limit else ""
+    console.OUT.print(f"{console.counted(shown, 'event')}, newest first{more}", style="dim")
 
 
 def _newest(past: "Past", wanted: "Wanted", limit: int, end: int | None = None) -> "list[Notification]":
@@ -173,23 +169,6 @@ def _print(event: "EventView", *, as_json: bool) -> None:
     if as_json:
         console.print_json(event.model_dump(mode="json"))
         return
-    line = Text(f"{event.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} " if event.at else "")
-    line.append(event.type, style="bold red" if event.unreadable else "bold")
-    line.append(f" {event.customer_id} {event.stream_id} by {event.actor} ")
-    line.append(_in_short(event), style="dim")
-    console.OUT.print(line)
+    from adapters.event_lines import lines
 
-
-def _in_short(event: "EventView") -> str:
-    """The reason first, if there is one, and as much of the rest as fits."""
-    if event.unreadable:
-        return event.unreadable
-    data: dict[str, Any] = dict(event.data)
-    reason = data.pop("reason", None)
-    rest = ", ".join(f"{name} {_plain(value)}" for name, value in data.items() if value not in (None, [], {}))
-    text = " · ".join(part for part in (reason, rest) if part)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    console.OUT.print(lines(event))

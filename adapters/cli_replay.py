@@ -15,8 +15,7 @@ from adapters.cli_options import WHEN, Json, instant, place
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from adapters.event_views import EventView
-    from adapters.replayed import ChangeView, CustomerAt, DifferenceView, Past, StreamView
+    from adapters.replayed import CustomerAt, DifferenceView, Past, StreamView
     from application.replay import Until
 
 # What a command needs is imported inside it: `--help` answers at once, and a query does not load a web server.
@@ -168,16 +167,38 @@ def _print_difference(found: "DifferenceView", *, as_json: bool) -> None:
     if not found.changes:
         console.OUT.print(f"Nothing differs between {found.since} and {found.until}.")
         return
-    causes = {event.position: event for event in found.events}
-    rows = [(c.field, _value(c.before), _value(c.after), c.times, _cause(c, causes)) for c in found.changes]
-    console.print_table(("Field", "Before", "After", "Times", "Last by"), rows)
-    told = [(e.at or "", e.position, e.type, e.actor, e.data.get("reason") or "") for e in found.events]
-    console.print_table(("At", "Position", "Type", "Actor", "Reason"), told, title="The newest events that did it")
+    from adapters.event_lines import lines
+
+    actors = {event.position: event.actor for event in found.events}
+    console.OUT.print(f"Between {found.since} and {found.until}:", style="dim", markup=False)
+    for change in found.changes:
+        told = f"by {actors[change.causes[-1]]} at position {change.causes[-1]}" if change.causes else ""
+        told = f"{told}, the last of {change.times} times" if change.times > 1 else told
+        for field, what in leaves(change.field, change.before, change.after):
+            line = Text(field, style="bold")
+            line.append(f" {what}", style="not bold")
+            line.append(f"  {told}", style="not bold dim")
+            console.OUT.print(line)
+    console.OUT.print("\nThe newest events that did it", style="bold")
+    for event in found.events:
+        console.OUT.print(lines(event, with_data=False))
+
+
+def leaves(field: str, before: Any, after: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - as JSON knows them
+    """What changed, a line for each plain field: `25 -> 5`; of lists, what was added (+) and what removed (-)."""
+    objects = [side for side in (before, after) if isinstance(side, dict)]
+    if objects and all(side is None or isinstance(side, dict) for side in (before, after)):
+        old, new = before or {}, after or {}
+        for name in dict.fromkeys(name for side in objects for name in side):
+            if old.get(name) != new.get(name):
+                yield from leaves(f"{field}.{name}", old.get(name), new.get(name))
+    elif isinstance(before, list) and isinstance(after, list):
+        gone, come = ([item for item in a if item not in b] for a, b in ((before, after), (after, before)))
+        what = [f"- {console.shown(item)}" for item in gone] + [f"+ {console.shown(item)}" for item in come]
+        yield field, ", ".join(what) or f"{console.shown(before)} -> {console.shown(after)}"
+    else:
+        yield field, f"{_value(before)} -> {_value(after)}"
 
 
 def _value(value: Any) -> str:  # noqa: ANN401 - as JSON knows it
-    return "" if value is None else console.shown(value)
-
-
-def _cause(change: "ChangeView", causes: "dict[int, EventView]") -> str:
-    return causes[change.causes[-1]].actor if change.causes else ""
+    return "(none)" if value is None else console.shown(value)

@@ -75,6 +75,8 @@ def verify(
         _check_reason(reason)
     elif reason is not None:
         console.fail("--reason: goes with --repair.", console.WRONG)
+    if (public_keys or heads_file) and not chain:
+        console.fail("--public-key, --heads-file: go with --chain.", console.WRONG)
     where = place()
     from adapters.roles import opened
 

@@ -11,7 +11,8 @@ from typing import Any, Final, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
 OUT: Final = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 1_000)
@@ -24,6 +25,8 @@ WRONG: Final = 2
 """The exit status of a command that was asked the wrong thing: an argument, or a setting."""
 
 _MOST_BYTES: Final = 24
+_ENDLESS: Final = 100_000
+"""Characters: wider than any table."""
 
 
 def fail(sentence: str, status: int = FAILED) -> NoReturn:
@@ -39,16 +42,30 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """A table of plain values."""
-    table = Table(*columns, title=title, title_justify="left", header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(shown(value)) for value in row))
-    OUT.print(table)
+    """A table of plain values; in a terminal too narrow for its longest words, a paragraph for each row instead."""
+    table = Table(
+        *(Column(name, overflow="fold") for name in columns), title=title, title_justify="left", header_style="bold"
+    )
+    cells = [[shown(value) for value in row] for row in rows]
+    for row in cells:
+        table.add_row(*map(Text, row))
+    if Measurement.get(OUT, OUT.options.update(width=_ENDLESS), table).minimum <= OUT.width:
+        OUT.print(table)
+        return
+    if title is not None:
+        OUT.print(title, style="italic", markup=False)
+    for first, *others in cells:
+        told = Text(first, style="bold")
+        for name, value in zip(columns[1:], others, strict=True):
+            if value:
+                told.append("\n    " if told.plain == first else " · ", style="not bold")
+                told.append(f"{name} ".lstrip(), style="not bold dim").append(value, style="not bold")
+        OUT.print(told)
 
 
 def print_findings(findings: Sequence[tuple[str, str, str, str, str]]) -> None:
     """A line per check: its name, its result in a colour, what was found, and below it what to do."""
-    table = Table("Check", "Result", "Found", header_style="bold")
+    table = Table("Check", "Result", Column("Found", overflow="fold"), header_style="bold")
     for check, result, colour, detail, remedy in findings:
         found = Text(detail)
         if remedy:

@@ -25,14 +25,21 @@ def bar(*, shown: bool = True) -> Iterator[Tell]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console.ERR, disable=not shown) as progress:
-        tasks: dict[str, TaskID] = {}
+    progress = Progress(*columns, console=console.ERR, disable=not shown)
+    tasks: dict[str, TaskID] = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total, rate="")
-            progress.update(tasks[stage], completed=done, total=total)
-            task = progress.tasks[progress.task_ids.index(tasks[stage])]
-            progress.update(tasks[stage], rate=f"{task.finished_speed or task.speed or 0:,.0f}/s")
+    def tell(stage: str, done: int, total: int) -> None:
+        if not tasks:
+            progress.start()
+        if stage not in tasks:
+            tasks[stage] = progress.add_task(stage, total=total, rate="")
+        progress.update(tasks[stage], completed=done, total=total)
+        task = progress.tasks[progress.task_ids.index(tasks[stage])]
+        progress.update(tasks[stage], rate=f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
+    try:
         yield tell
+    finally:
+        # One that was never told of leaves nothing behind: no empty line before a sentence that says what is wrong.
+        if tasks:
+            progress.stop()

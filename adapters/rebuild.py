@@ -54,6 +54,8 @@ def chosen(tables: Collection[str], target: Target) -> tuple[str, ...]:
     there = [table.name for table in (CENTRAL if target is Target.POSTGRES else EVERY)]
     if unknown := sorted(set(tables) - set(there)):
         where = "PostgreSQL" if target is Target.POSTGRES else "BigQuery"
+        if unknown[0] in {table.name for table in EVERY}:
+            raise Invalid(f"{unknown[0]} is a table of BigQuery alone: the target is bigquery, or both.")
         raise Invalid(f"{unknown[0][:63]} is not a table of {where}. There are: {', '.join(there)}.")
     return tuple(name for name in there if name in tables or not tables)
 

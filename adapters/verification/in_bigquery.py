@@ -75,7 +75,7 @@ class InBigQuery:
             if again := self._compare(table, ledger):
                 moved[table.name] = again
         tell(_STAGE, len(tables), len(tables))
-        self._look_again(moved, tables, ledger, tell)
+        self._look_again(moved, tables, ledger, tell, wait_s=min(wait_s, _ROUND_S))
         listed = [ledger.report.table(table.name).sides[Side.BIGQUERY] for table in tables]
         if waiting := sum(rows.waiting for rows in listed):
             side.state = SideState.BEHIND
@@ -128,7 +128,7 @@ class InBigQuery:
         return judge(expected, found, cut=self.expected.position, handled=self.handled, end=self.end)
 
     def _look_again(
-        self, moved: dict[str, dict[Key, int]], tables: Sequence[Table], ledger: Ledger, tell: Tell
+        self, moved: dict[str, dict[Key, int]], tables: Sequence[Table], ledger: Ledger, tell: Tell, *, wait_s: float
     ) -> None:
         named = {table.name: table for table in tables}
         with ExitStack() as resting:
@@ -139,7 +139,7 @@ class InBigQuery:
                     resting.enter_context(leading(self.dsn, WAREHOUSE, wait_s=_REST_S))
                 else:
                     last = max(position for keys in moved.values() for position in keys.values())
-                    wait_until_handled(self.checkpoints, WAREHOUSE, last, _ROUND_S, tell)
+                    wait_until_handled(self.checkpoints, WAREHOUSE, last, wait_s, tell)
                 self.handled = self.checkpoints.position(WAREHOUSE)
                 self.expected.extend(self.handled)
                 moved = {

@@ -33,8 +33,7 @@ def test_who_suspended_this_customer(terminal, acme):
     told = terminal.run("events", "--customer", "acme", "--type", "customer.suspended")
     assert told.returncode == 0, told.stderr
     assert "customer.suspended@1" in told.stdout
-    assert " admin " in told.stdout
-    assert "unpaid" in told.stdout
+    assert " by admin: unpaid\n" in told.stdout
     [event] = terminal.lines("events", "--customer", "acme", "--type", "customer.suspended")
     assert (event["actor"], event["data"]["reason"]) == ("admin", "unpaid")
 
@@ -131,12 +130,13 @@ def test_followed_until_ctrl_c_and_nothing_is_missed(terminal, acme):
 
 def test_followed_events_are_lines_for_people(terminal, acme):
     with terminal.started("events", "--follow", "--type", "customer.") as follow:
-        listed = [follow.stdout.readline() for _ in range(2)]
+        listed = [follow.stdout.readline() for _ in range(4)]
         acme.suspend()
         line = follow.stdout.readline()
-    assert "customer.onboarded@1 acme" in listed[0]
+    assert "customer.onboarded@1 acme by admin\n" in listed[0]
+    assert listed[1].startswith("    position 1, stream ")
     assert "customer.suspended@1 acme" in line
-    assert "by admin unpaid" in line
+    assert line.endswith("by admin: unpaid\n")
 
 
 def test_a_wrong_option_is_said(terminal):

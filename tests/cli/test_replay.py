@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from adapters.cli_replay import leaves
 from domain.identity import customer_stream, subscription_stream
 from tests.application.world import migrated
 from tests.cli.audit import Terminal, customer
@@ -75,8 +76,19 @@ def test_what_changed_and_who_did_it(terminal, acme):
     [suspended] = [e for e in found["events"] if e["position"] in changes["customer.status"]["causes"]]
     assert (suspended["actor"], suspended["data"]["reason"]) == ("admin", "unpaid")
     told = terminal.run("replay", "acme", "--diff", "60h", "now").stdout
-    assert "subscription.limits.max_pipelines_per_day" in told
-    assert "unpaid" in told
+    assert "subscription.limits.max_pipelines_per_day 25 -> 30  by admin at position 5, the last of 2 times\n" in told
+    assert "by admin: unpaid\n" in told
+
+
+def test_each_changed_field_is_a_line_however_deep_it_lies():
+    before = {"kept": 1, "limits": {"day": 25, "month": 750}, "running": ["a", "b"]}
+    after = {"kept": 1, "limits": {"day": 5, "month": 750}, "running": ["b", "c"], "key": {"last4": "wyby"}}
+    assert list(leaves("x", before, after)) == [
+        ("x.limits.day", "25 -> 5"),
+        ("x.running", "- a, + c"),
+        ("x.key.last4", "(none) -> wyby"),
+    ]
+    assert list(leaves("x", ["a", "b"], ["b", "a"])) == [("x", '["a", "b"] -> ["b", "a"]')]
 
 
 def test_what_changed_between_versions(terminal, acme):

@@ -23,7 +23,7 @@ from adapters.scheduler import run_scheduler
 from adapters.worker import run_worker
 from application.ports import Away
 from tests.application.world import until
-from tests.faults.test_log_commit_lost import COMMANDS, ELSEWHERE, Routes
+from tests.faults.commands import COMMANDS, ELSEWHERE, Routes
 from tests.faults.test_server_killed import kill
 from tests.http.running import ADMIN, Customer, Quick, Running, running
 

@@ -48,7 +48,7 @@ def test_a_reader_behind_sixteen_processes_misses_nothing(world, writers):
 
 @pytest.mark.soak
 def test_a_reader_behind_sixteen_processes_misses_nothing_for_long(world, writers):
-    followed(world, writers, 3_000)
+    followed(world, writers, 1_000)
 
 
 def missed(dsn: str, writers: Racers, *, ordered: bool, times: int) -> set[int]:

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -472,6 +472,61 @@ def test_no_false_alarm_in_bigquery_while_writes_go_on(busy):
     busy.project()
     report = busy.verify(*MOVING)
     assert (report.found, report.complete) == (0, True)
+
+
+def at_the_comparison(act: Callable[[], None]) -> Callable[[str, int, int], None]:
+    """Does something once, when the log was read and BigQuery's first table is about to be."""
+    left = [act]
+
+    def tell(stage: str, *_: int) -> None:
+        if stage == "Comparing BigQuery" and left:
+            left.pop()()
+
+    return tell
+
+
+def test_a_row_that_moves_on_is_looked_at_again(busy):
+    busy.world.limits("delta", max_pipelines_per_day=None)
+    busy.project()
+    edit = "UPDATE {c}.scheduled_pipeline_runs SET state = 'FAILED' WHERE run_id = '%s'"
+
+    def move() -> None:
+        busy.world.request("delta")
+        busy.project()
+
+    def move_and_edit() -> None:
+        run_id = busy.world.request("delta")
+        busy.project()
+        busy.edit(BIGQUERY, edit % run_id)
+
+    asked = Asked(target=Target.BIGQUERY)
+    report = verify_rows(busy.service, asked, at_the_comparison(move))
+    assert (report.found, report.complete) == (0, True)
+    assert all(table.sides[BIGQUERY].digest == table.log.digest for table in report.tables)
+    report = verify_rows(busy.service, asked, at_the_comparison(move_and_edit))
+    [difference] = report.differences
+    assert ([v.column for v in difference.values], report.complete) == (["state"], True)
+    listed = report.table("scheduled_pipeline_runs")
+    assert listed.sides[BIGQUERY].digest != listed.log.digest
+
+
+def test_what_a_projector_wrote_before_it_died_is_no_difference(busy):
+    """Rows are written before the checkpoint: these are further than it says."""
+    busy.world.limits("delta", max_pipelines_per_day=None)
+    busy.project()
+    at = busy.service.checkpoints.position(WAREHOUSE)
+
+    def move_and_die() -> None:
+        busy.world.request("delta")
+        rows_into(busy.service.warehouse)(busy.service.log.read(at, 1_000))
+
+    asked = Asked(tables=MOVING, target=Target.BIGQUERY, wait_s=0.2)
+    report = verify_rows(busy.service, asked, at_the_comparison(move_and_die))
+    assert (report.found, report.sides[BIGQUERY].state) == (0, SideState.BEHIND)
+    # That its rows are there already is seen when the log is read as far.
+    assert busy.verify(*MOVING, target=Target.BIGQUERY, wait_s=0.2).complete
+    busy.project()
+    assert busy.verify().found == 0
 
 
 def careless_postgres(busy: Lived) -> int:
