@@ -16,8 +16,8 @@ import psycopg
 from adapters.bootstrap import Service
 from adapters.postgres import processes
 from adapters.postgres.processes import Process, Work
-from application.platform import Superseded
 from application.ports import Away
+from application.session import Superseded
 
 logger = logging.getLogger(__name__)
 

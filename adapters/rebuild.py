@@ -26,8 +26,8 @@ from adapters.process import Unable
 from adapters.progress import Tell, untold
 from adapters.rebuild_stages import Stages, Stopped
 from application.mapper import UnreadableEvent
-from application.platform import Superseded
 from application.ports import Away
+from application.session import Superseded
 from domain.projection import POSTGRES
 from domain.refusals import Invalid
 from projections.follow import Overtaken, Problem, ProblemKind

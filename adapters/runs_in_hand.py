@@ -13,8 +13,8 @@ from adapters.bootstrap import Service, origin
 from adapters.postgres import leases
 from adapters.reporter import Reporter
 from application.execution import LEASE_SECONDS, ClaimRuns, Outcome, claim_runs
-from application.platform import Superseded
 from application.ports import Away, Cancelled, RunOrder, RunReport
+from application.session import Superseded
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from uuid import UUID
 from pydantic import ConfigDict, Field
 
 from application.command import Command
-from application.platform import Lease, Platform, Transaction
+from application.platform import Platform, Transaction
 from application.ports import RunOrder, RunReport, StepReport
 from application.runs import give_back
+from application.session import Lease
 from domain.pipeline_run import PipelineRun, RunState
 from domain.refusals import Conflict
 from domain.run_events import ExpectationMet, StepFinished, Trigger

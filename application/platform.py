@@ -1,7 +1,6 @@
 """The event store as use cases see it: load streams, let them decide, append what they decided, in one transaction."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, Protocol, TypeVar, overload
@@ -15,13 +14,14 @@ from application.command import Command
 from application.damage import Damage
 from application.mapper import EventMapper, Recorded, UnreadableEvent, topic_of
 from application.ports import Away
+from application.session import Session, Snapshot, Store, Superseded
 from domain import customer, pipeline_run, projection, subscription
 from domain.customer import Customer
 from domain.customer_events import CustomerEvent
 from domain.envelope import Envelope, Origin
 from domain.identity import customer_stream, projection_stream, subscription_stream
 from domain.pipeline_run import PipelineRun
-from domain.projection import EventSkipped, Projection, Stop
+from domain.projection import EventSkipped, Projection
 from domain.refusals import NotFound
 from domain.run_events import RunEvent
 from domain.subscription import Subscription
@@ -42,138 +42,6 @@ Result = TypeVar("Result")
 SNAPSHOT_EVERY: Final = 1
 """Events between two snapshots of a subscription. One small row is rewritten with every append, which costs less than
 decoding and folding even a dozen events at every claim and every outcome (measured: 600 runs/s against 450)."""
-
-
-class Superseded(Exception):  # noqa: N818 - it says what happened
-    """Another transaction was first (a version is taken, or two waited for each other): load and decide again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    stream_id: UUID
-    version: int
-    shape: int
-    state: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DuePipeline:
-    """A pipeline whose next slot has come, as its row says; the row is locked until the transaction ends."""
-
-    config_id: str
-    customer_id: str
-    provider: str
-    domain: str
-    template: str
-    cron: str
-    timezone: str
-    next_run_time: datetime
-    date_offset_days: int
-    catch_up: str
-    overlap: str
-    jitter_seconds: int
-    parameters: Mapping[str, Any]
-    active_runs: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """One part `of` so many equal ones that all customers are divided into."""
-
-    number: int
-    of: int
-
-
-ONE_LANE: Final = Lane(0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A run that a worker holds for a while, by the database's clock; `begun` once the worker executes it."""
-
-    run_id: str
-    customer_id: str
-    worker_id: str
-    attempt: int
-    begun: bool = False
-
-
-class Session(Protocol):
-    """One database transaction: what use cases find, lock, load and append in it."""
-
-    def now(self) -> datetime:
-        """The database's clock, for leases: workers' own clocks may be wrong."""
-
-    def take_up(self, command_id: str, command: str) -> bool:
-        """Note that a command is carried out in this transaction; False when another one has done so.
-
-        Waits for a transaction that has taken it up and not ended. To be called before anything else is locked.
-        """
-
-    def was_taken_up(self, command_id: str, command: str) -> bool:
-        """Whether a transaction that was committed has carried the command out."""
-
-    def lock_customers(self, customer_ids: Sequence[str]) -> datetime:
-        """Hold the rows of these customers, in the order of their ids, until the transaction ends.
-
-        Returns what the database's clock showed once all were held.
-        """
-
-    def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
-        """These streams, each in order: its snapshot of the given shape, if it has one, and the events after that."""
-
-    def append(
-        self, recorded: Sequence[Recorded], stored: Sequence[StoredEvent], snapshots: Sequence[Snapshot]
-    ) -> None:
-        """Append events, with the rows that follow from them. Raises `Superseded` when a version is taken."""
-
-    def lock_runs(self, run_ids: Sequence[str]) -> None:
-        """Hold the queue rows and leases of these runs.
-
-        Locks are taken in one order everywhere: queue, leases, customers by id, pipelines, log. A lease comes into
-        being under its queue row's lock only, so that whoever holds the row sees the lease.
-        """
-
-    def due_customers(self, now: datetime, limit: int, lane: Lane) -> Sequence[str]:
-        """Whose pipelines are due, the longest due first; only customers of this lane."""
-
-    def due_pipelines(self, customer_ids: Sequence[str], now: datetime, limit: int) -> Sequence[DuePipeline]:
-        """Lock due pipelines of customers that are locked already, the longest due first."""
-
-    def overlapped_runs(self, customer_ids: Sequence[str], now: datetime) -> Mapping[str, Sequence[str]]:
-        """The scheduled runs that wait or run for due pipelines whose overlap is cancel_running, by config_id."""
-
-    def claimable_runs(self, limit: int, run_id: str | None) -> Sequence[tuple[str, str]]:
-        """Lock waiting runs whose customers seem to have a place free, in fair order: (run_id, customer_id)."""
-
-    def configurations(
-        self, wanted: Iterable[tuple[str, str, str]]
-    ) -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
-        """The newest provider configuration of each (customer_id, provider, domain) that has one."""
-
-    def take_leases(self, leases: Sequence[Lease], seconds: float) -> None:
-        """Leases run for `seconds` by the database's clock."""
-
-    def drop_leases(self, run_ids: Sequence[str]) -> None: ...
-
-    def ask_to_stop(self, run_ids: Sequence[str]) -> None:
-        """Mark the runs' leases: their workers stop them at the next heartbeat."""
-
-    def expired_leases(self, limit: int) -> Sequence[Lease]:
-        """Lock leases that ran out, with their queue rows; those that another transaction holds are left to it."""
-
-    def lock_stop(self, projection: str) -> Stop | None:
-        """Hold the projection's checkpoint, before all other locks; the event that it stands stopped at."""
-
-    def running_runs(self, customer_id: str) -> Sequence[str]:
-        """The runs of this customer that are RUNNING and hold a concurrent place."""
-
-
-class Store(Protocol):
-    """Where the log is kept."""
-
-    def transaction(self) -> AbstractContextManager[Session]:
-        """Commits at the end, rolls back on an exception. Raises `Away` when the database is away."""
 
 
 @dataclass(frozen=True, slots=True)

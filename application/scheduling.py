@@ -11,8 +11,9 @@ from uuid import UUID
 from pydantic import Field
 
 from application.command import Command
-from application.platform import ONE_LANE, DuePipeline, Lane, Platform, Stream, Superseded, Transaction
+from application.platform import Platform, Stream, Transaction
 from application.ports import Catalogue
+from application.session import ONE_LANE, DuePipeline, Lane, Superseded
 from application.slots import Planned, plan
 from domain.customer_events import PipelineChanged
 from domain.pipeline_run import PipelineRun

@@ -8,8 +8,8 @@ from typing import Final
 from uuid import UUID
 
 from application.pipelines import known_template
-from application.platform import DuePipeline
 from application.ports import Catalogue
+from application.session import DuePipeline
 from domain.identity import scheduled_run_id
 from domain.pipeline_run import Priority
 from domain.refusals import Invalid, NotFound

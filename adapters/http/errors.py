@@ -14,8 +14,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 
 from application.mapper import UnreadableEvent
-from application.platform import Superseded
 from application.ports import Away, Full
+from application.session import Superseded
 from domain.refusals import Conflict, Forbidden, Invalid, Limit, NotFound, QuotaExceeded
 
 logger = logging.getLogger(__name__)

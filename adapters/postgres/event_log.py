@@ -21,8 +21,8 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.privileges import take_role
 from adapters.postgres.silence import AttentiveConnection
-from application.platform import Superseded
 from application.ports import Away, Full
+from application.session import Superseded
 
 LOG_LOCK: Final = 0x0C0F_FEE1
 """The advisory lock that every append takes: events become visible in the order of their positions."""

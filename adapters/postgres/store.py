@@ -15,7 +15,7 @@ from adapters.postgres.event_log import Datastore, EventRecorder
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.requests import KEPT
 from application.mapper import Recorded
-from application.platform import DuePipeline, Lane, Lease, Session, Snapshot
+from application.session import DuePipeline, Lane, Lease, Session, Snapshot
 from domain.projection import Stop
 from projections.project import central_rows
 from projections.rows import Change

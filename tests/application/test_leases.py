@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from adapters.postgres import leases
-from application.platform import Superseded
+from application.session import Superseded
 from domain.run_events import RunRequeued
 from tests.application.world import Answer, World, race, until
 

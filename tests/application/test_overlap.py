@@ -9,9 +9,10 @@ import pytest
 
 from adapters.postgres.store import PostgresStore
 from application.backfill import Backfill, backfill
-from application.platform import Platform, Session
+from application.platform import Platform
 from application.ports import RunReport
 from application.scheduling import OVERLAPPED
+from application.session import Session
 from tests.application.world import World, race, until
 
 

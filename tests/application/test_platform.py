@@ -9,8 +9,9 @@ import pytest
 
 from application.command import Command
 from application.customers import ChangeContact, change_contact
-from application.platform import SNAPSHOT_EVERY, Platform, Superseded, Transaction
+from application.platform import SNAPSHOT_EVERY, Platform, Transaction
 from application.ports import Away
+from application.session import Superseded
 from domain import subscription
 from domain.customer_events import CompanyRenamed
 from domain.identity import customer_stream, subscription_stream

@@ -12,7 +12,7 @@ from eventsourcing.postgres import PostgresApplicationRecorder
 from eventsourcing.tests import persistence as published
 
 from adapters.postgres.event_log import Datastore, EventRecorder
-from application.platform import Superseded
+from application.session import Superseded
 from tests.application.world import migrated
 
 WRITERS, BATCHES = 4, 60

@@ -12,8 +12,9 @@ from typing import Final
 
 from adapters.postgres.store import PostgresSession, PostgresStore
 from application import backfill, schedules, subscriptions
-from application.platform import Platform, Superseded
+from application.platform import Platform
 from application.ports import RunOrder, RunReport
+from application.session import Superseded
 from domain.plans import Plan
 from domain.refusals import Refusal
 from tests.application.world import World

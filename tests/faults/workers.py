@@ -22,8 +22,9 @@ from adapters.runs_in_hand import Timing
 from adapters.settings import Settings
 from adapters.worker import run_worker
 from application.execution import Outcome, ReportOutcomes, report_outcomes
-from application.platform import Lease, Platform
+from application.platform import Platform
 from application.ports import Cancelled, RunOrder, RunProgress, RunReport
+from application.session import Lease
 from domain.run_events import RunCancelled, RunCompleted, RunEvent, RunFailed, RunSkipped
 from tests.application.world import World
 from tests.faults.journal import Journal

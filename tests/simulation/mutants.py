@@ -8,8 +8,9 @@ from uuid import UUID, uuid5
 
 from application import execution, runs, scheduling
 from application.command import Command
-from application.platform import Lease, Platform, Transaction
+from application.platform import Platform, Transaction
 from application.ports import Catalogue, RunOrder
+from application.session import Lease
 from domain.pipeline_run import Priority
 from domain.refusals import QuotaExceeded
 from domain.run_events import RunScheduled, Trigger
