@@ -56,7 +56,13 @@ def print_checked(result: "Checked") -> None:
         console.OUT.print(f"… and {result.found - len(result.findings)} more: --limit shows them.", style="dim")
     for note in result.notes:
         console.OUT.print(note, style="dim", markup=False)
-    if result.found:
+    from adapters.chain.findings import Kind
+
+    unchecked = result.counts.get(Kind.UNCHECKED, 0)
+    if result.found and result.found == unchecked:
+        verdict = "What could be checked is what was sealed and signed; the rest is named above: check again."
+        console.OUT.print(verdict, style="yellow")
+    elif result.found:
         counts = ", ".join(f"{kind}: {count}" for kind, count in result.counts.items())
         console.OUT.print(f"The log is not what was sealed and signed ({counts}).", style="bold red", markup=False)
     else:

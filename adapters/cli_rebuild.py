@@ -62,7 +62,7 @@ def _rebuilt(service: "Service", tables: list[str], target: Target, reason: str 
                 return carry_out(service, found.rebuild_id, tell=tell)
         except KeyboardInterrupt:
             again = "The same command goes on from here; a running projector does so by itself."
-            console.ERR.print(f"Nothing was swapped yet. {again}", markup=False)
+            console.ERR.print(f"The rebuild is not finished. {again}", markup=False)
             raise
 
 

@@ -1,7 +1,7 @@
 """`convergence verify`: whether every row is what the log says, which are not, and mending those."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.text import Text
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 app = typer.Typer()
+
+_MENDS: Final = 5
+"""Commands that mend a table or a customer each; where more were needed, one for all of them is told."""
 
 _NAMES = {Side.POSTGRES: "PostgreSQL", Side.BIGQUERY: "BigQuery"}
 _COLOURS = {Kind.CHANGED: "yellow", Kind.MISSING: "red", Kind.EXTRA: "magenta"}
@@ -169,7 +172,7 @@ def _print_report(report: Report) -> None:
         console.OUT.print(f"… and {report.found - len(report.differences)} more: --limit shows them.", style="dim")
     for side, looked in report.sides.items():
         if looked.state is not SideState.COMPARED:
-            console.OUT.print(f"{_NAMES[side]}: {looked.why}", style="yellow", markup=False)
+            console.OUT.print(f"{_NAMES[side]} was not compared. {looked.why}", style="yellow", markup=False)
     _print_verdict(report)
 
 
@@ -193,12 +196,16 @@ def _print_difference(difference: "Difference") -> None:
 
 def _print_verdict(report: Report) -> None:
     if not report.found:
-        verdict, colour = "Every row that was compared is what the log says.", "green"
+        verdict = "Every row that was compared is what the log says."
+        colour = "green" if report.complete else "yellow"
     elif not report.left:
         verdict, colour = f"{console.counted(report.mended, 'difference')} repaired; none is left.", "green"
     else:
         verdict, colour = f"{console.counted(report.left, 'difference')}. The log is right.", "bold red"
     console.OUT.print(verdict, style=colour, markup=False)
     if report.left:
-        for command in sorted({difference.mend for difference in report.differences if not difference.mended}):
+        commands = sorted({difference.mend for difference in report.differences if not difference.mended})
+        if len(commands) > _MENDS:
+            commands = ["convergence verify --repair --reason WHY"]
+        for command in commands:
             console.OUT.print(f"→ {command}", markup=False)

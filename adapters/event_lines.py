@@ -19,7 +19,8 @@ def lines(event: "EventView", *, with_data: bool = True) -> Text:
     reason = data.pop("reason", None)
     text = Text(f"{console.shown(event.at) if event.at else '(at a time unknown)'}  ")
     text.append(event.type, style="bold red" if event.unreadable else "bold")
-    text.append(f" {event.customer_id} by {event.actor}" if event.customer_id else f" by {event.actor}")
+    text.append(f" {event.customer_id}" if event.customer_id else "")
+    text.append(f" by {event.actor}" if event.actor else "")
     if why := event.unreadable or reason:
         text.append(f": {why}")
     text.append(f"\n    position {event.position}, stream {event.stream_id} version {event.version}", style="dim")

@@ -22,7 +22,8 @@ from domain.subscription import Start, Status
 
 LEASE_SECONDS: Final = 60.0
 _LOOKS: Final = 20
-_LOOK_FURTHER: Final = 500
+_LOOK_FURTHER: Final = 8
+_MOST_LOOKED_AT: Final = 500
 
 
 class ClaimRuns(Command):
@@ -48,7 +49,7 @@ def claim_runs(command: ClaimRuns, platform: Platform) -> list[RunOrder]:
             break
         # What was found is skipped by now, cannot be read, or its customers' places were just taken: others may wait
         # behind it.
-        look = max(look, _LOOK_FURTHER)
+        look = min(max(look, 2) * _LOOK_FURTHER, max(look, _MOST_LOOKED_AT))
     return orders
 
 
@@ -236,11 +237,13 @@ class TakeOver(Command):
 def take_over(command: TakeOver, platform: Platform) -> list[str]:
     """Bring runs whose lease ran out, by the database's clock, back to the queue; returns their ids.
 
-    Those that cannot be read, or whose customer's subscription cannot, stay where they are.
+    Those that cannot be read, or whose customer's subscription cannot, stay where they are; however many they are, the
+    others behind them are found.
     """
+    unreadable: set[str] = set()
 
     def work(tx: Transaction) -> list[str]:
-        leases = tx.session.expired_leases(command.limit)
+        leases = tx.session.expired_leases(command.limit, unreadable)
         if not leases:
             return []
         owners = sorted({lease.customer_id for lease in leases})
@@ -249,6 +252,7 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
         released: dict[str, dict[str, bool | None]] = defaultdict(dict)
         for lease, run in zip(leases, runs, strict=True):
             if run.unreadable or subscriptions[lease.customer_id].unreadable:
+                unreadable.add(lease.run_id)
                 continue
             held = run.must("No such run.")
             run.append(held.expire(now, begun=lease.begun))
@@ -260,4 +264,9 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
         _release(tx, now, {c: subscriptions[c] for c in released}, released)
         return [run_id for run_ids in released.values() for run_id in run_ids]
 
-    return platform.transact(command, work, of_many=True)
+    passed = -1
+    taken: list[str] = []
+    while not taken and passed < len(unreadable):
+        passed = len(unreadable)
+        taken = platform.transact(command, work, of_many=True)
+    return taken

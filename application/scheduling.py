@@ -54,41 +54,53 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
     """Make the runs of all slots that are due at `command.at`, and move every pipeline on to its next slot.
 
     A slot becomes one run however many callers there are. Quota that is used up makes a SKIPPED run. Pipelines stay due
-    whose customer, subscription or runs cannot be read.
+    whose customer, subscription or runs cannot be read; however many they are, the others behind them are found.
     """
 
-    def batch(lane: Lane) -> Triggered:
-        return platform.transact(command, lambda tx: _trigger_batch(tx, command, catalogue, lane), of_many=True)
+    def batch(lane: Lane, unreadable: set[str]) -> Triggered:
+        return platform.transact(
+            command, lambda tx: _trigger_batch(tx, command, catalogue, lane, unreadable), of_many=True
+        )
 
     def rest(lane: Lane) -> Triggered:
-        total = Triggered()
-        # Less than a full batch says nothing: others may have taken a part of what was seen. When they took all of it,
-        # they go on themselves.
-        while (done := batch(lane)).triggered:
+        total, unreadable = Triggered(), set(damaged)
+        while True:
+            passed = len(unreadable)
+            done = batch(lane, unreadable)
+            # Less than a full batch says nothing: others may have taken a part of what was seen. When they took all of
+            # it, they go on themselves.
+            if not done.triggered and len(unreadable) == passed:
+                return total
             total += done
-        return total
 
-    first = batch(ONE_LANE)
+    damaged: set[str] = set()
+    first = batch(ONE_LANE, damaged)
     if first.triggered < command.batch:
-        return first + rest(ONE_LANE) if first.triggered else first
+        return first + rest(ONE_LANE) if first.triggered or damaged else first
     with ThreadPoolExecutor(command.lanes, thread_name_prefix="trigger") as pool:
         return sum(pool.map(rest, [Lane(number, command.lanes) for number in range(command.lanes)]), first)
 
 
-def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane) -> Triggered:
-    customer_ids = tx.session.due_customers(command.at, command.batch, lane)
+def _trigger_batch(
+    tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane, unreadable: set[str]
+) -> Triggered:
+    """One batch besides the pipelines that are `unreadable`; those that turn out to be are added to them."""
+    customer_ids = tx.session.due_customers(command.at, command.batch, lane, unreadable)
     if not customer_ids:
         return Triggered()
     overlapped = _lock_overlapped(tx, customer_ids, command.at)
     tx.lock(customer_ids)
-    due = tx.session.due_pipelines(customer_ids, command.at, command.batch)
+    due = tx.session.due_pipelines(customer_ids, command.at, command.batch, unreadable)
     if not due:
         return Triggered()
     subscriptions = tx.subscriptions(sorted({d.customer_id for d in due}))
-    due, planned = _planned([d for d in due if not subscriptions[d.customer_id].unreadable], command, catalogue)
+    unreadable.update(d.config_id for d in due if subscriptions[d.customer_id].unreadable)
+    due, planned = _planned([d for d in due if d.config_id not in unreadable], command, catalogue)
     earlier = _earlier_runs(tx, due, command.at, overlapped)
     runs = tx.runs([(p.run_id, p.due.customer_id) for p in planned])
-    due, planned = _readable(tx, due, planned, earlier, runs)
+    taken, planned = _readable(tx, due, planned, earlier, runs)
+    unreadable.update({d.config_id for d in due} - {d.config_id for d in taken})
+    due = taken
     fresh = [p for p in planned if not runs[p.run_id].exists]
 
     admitted, refusals = _admit(tx, fresh, earlier, command.at)
@@ -102,9 +114,9 @@ def _trigger_batch(tx: Transaction, command: TriggerSchedules, catalogue: Catalo
             state = run.must("")
             run.append(state.cancel(command.at, OVERLAPPED) if reason is None else state.skip(command.at, reason))
     _end(tx, [run for p in fresh if p.run_id in admitted for run in earlier.get(p.due.config_id, ())], command.at)
-    unreadable = [p.due for p in planned if p.unreadable]
-    _rest(tx, unreadable)
-    _move_on_the_rest(tx, command.at, due, {d.config_id for d in [*unreadable, *(p.due for p in fresh)]})
+    senseless = [p.due for p in planned if p.unreadable]
+    _rest(tx, senseless)
+    _move_on_the_rest(tx, command.at, due, {d.config_id for d in [*senseless, *(p.due for p in fresh)]})
     return Triggered(len(due), len(admitted), len(fresh) - len(admitted))
 
 

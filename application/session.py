@@ -1,6 +1,6 @@
 """One database transaction as use cases see it: what they find, lock, load and append in it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -103,11 +103,15 @@ class Session(Protocol):
         being under its queue row's lock only, so that whoever holds the row sees the lease.
         """
 
-    def due_customers(self, now: datetime, limit: int, lane: Lane) -> Sequence[str]:
-        """Whose pipelines are due, the longest due first; only customers of this lane."""
+    def due_customers(
+        self, now: datetime, limit: int, lane: Lane, besides: Collection[str] = frozenset()
+    ) -> Sequence[str]:
+        """Whose pipelines, `besides` these, are due, the longest due first; only customers of this lane."""
 
-    def due_pipelines(self, customer_ids: Sequence[str], now: datetime, limit: int) -> Sequence[DuePipeline]:
-        """Lock due pipelines of customers that are locked already, the longest due first."""
+    def due_pipelines(
+        self, customer_ids: Sequence[str], now: datetime, limit: int, besides: Collection[str] = frozenset()
+    ) -> Sequence[DuePipeline]:
+        """Lock due pipelines, `besides` these, of customers that are locked already, the longest due first."""
 
     def overlapped_runs(self, customer_ids: Sequence[str], now: datetime) -> Mapping[str, Sequence[str]]:
         """The scheduled runs that wait or run for due pipelines whose overlap is cancel_running, by config_id."""
@@ -128,8 +132,11 @@ class Session(Protocol):
     def ask_to_stop(self, run_ids: Sequence[str]) -> None:
         """Mark the runs' leases: their workers stop them at the next heartbeat."""
 
-    def expired_leases(self, limit: int) -> Sequence[Lease]:
-        """Lock leases that ran out, with their queue rows; those that another transaction holds are left to it."""
+    def expired_leases(self, limit: int, besides: Collection[str] = frozenset()) -> Sequence[Lease]:
+        """Lock leases that ran out, `besides` those of these runs, with their queue rows.
+
+        Those that another transaction holds are left to it.
+        """
 
     def lock_stop(self, projection: str) -> Stop | None:
         """Hold the projection's checkpoint, before all other locks; the event that it stands stopped at."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapters.http.api import Api, Parts
 from adapters.http.auth import AdminCaller
 from adapters.http.routing import admin_router, refusals
+from adapters.process import Unable
 from adapters.verification.report import LIMIT, Difference, Side, SideReport, TableReport
 from adapters.verification.verify import Asked, verify_rows
 from application.ports import Away
@@ -49,8 +50,8 @@ async def get_verify(
 ) -> VerificationView:
     """Read the log and compare it with the rows in PostgreSQL and BigQuery; work goes on meanwhile.
 
-    It takes as long as reading the log takes, or the customer's part of it. 409 while this process does another one.
-    What differs is mended by `convergence verify --repair`.
+    It takes as long as reading the log takes, or the customer's part of it. 409 while this process does another one,
+    and for an event that cannot be read. What differs is mended by `convergence verify --repair`.
     """
     asked = Asked(
         tables=tuple(dict.fromkeys(tables)), target=target, customer_id=customer_id, limit=limit, wait_s=_WAIT_S
@@ -67,5 +68,7 @@ def _verified(api: Api, asked: Asked) -> VerificationView:
         raise Conflict("Another verification is under way in this process.")
     try:
         return VerificationView.model_validate(verify_rows(api.service, asked, tell))
+    except Unable as unable:
+        raise Conflict(str(unable)) from unable
     finally:
         _ONE.release()

@@ -2,10 +2,11 @@
 
 from typing import Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from adapters.http.auth import BY_ADMIN, BY_CUSTOMER
 from adapters.http.idempotency import Route
+from adapters.http.parameters import only_known_parameters
 
 API: Final = "/api/v1"
 
@@ -48,7 +49,7 @@ def admin_router(prefix: str, tag: str) -> APIRouter:
         prefix=API + prefix,
         tags=[tag],
         route_class=Route,
-        dependencies=BY_ADMIN,
+        dependencies=[*BY_ADMIN, Depends(only_known_parameters)],
         responses=refusals(401, 422, 503),
     )
 

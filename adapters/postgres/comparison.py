@@ -18,7 +18,11 @@ from projections.rows import Table, Type
 from projections.tables import CUSTOMER_PIPELINE_CONFIGS, PIPELINE_EXECUTION_QUEUE
 
 _READ_ROWS: Final = 2_000
-_PATIENCE: Final = "SET LOCAL lock_timeout = '2s'"
+_PATIENCE: Final = (
+    "SELECT set_config('lock_timeout', '2s', true),"
+    # Everybody waits for whoever holds the log: the server ends one that hangs, or that stands still.
+    " set_config('statement_timeout', '10s', true), set_config('idle_in_transaction_session_timeout', '3s', true)"
+)
 
 Pair = tuple[dict[str, Any] | None, dict[str, Any] | None]
 """A row as it ought to be, and as it is: None for one that is not there."""
@@ -113,7 +117,8 @@ class Comparison:
         """Within the block nothing is appended to the log; yields its end. The block commits, or changes nothing.
 
         Waits two seconds for each lock and no longer, in the order in which commands take theirs; raises psycopg's
-        errors of locks, after which it can be tried again.
+        errors of locks, after which it can be tried again. Who does nothing in it for three seconds has lost it, and
+        the connection.
         """
         with self._connection.transaction():
             self._connection.execute(_PATIENCE)

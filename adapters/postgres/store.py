@@ -1,6 +1,6 @@
 """The log and its rows in one transaction: what use cases find, lock, load and append."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -36,7 +36,7 @@ _LOAD: Final = (
 _DUE_CUSTOMERS: Final = (
     "SELECT DISTINCT customer_id FROM (SELECT customer_id FROM customer_pipeline_configs"
     " WHERE is_active AND deleted_at IS NULL AND next_run_time <= %s AND abs(hashtext(customer_id)::bigint) %% %s = %s"
-    " ORDER BY next_run_time LIMIT %s) AS due"
+    " AND config_id <> ALL(%s) ORDER BY next_run_time LIMIT %s) AS due"
 )
 _DUE: Final = (
     "SELECT c.config_id, c.customer_id, c.provider, c.domain, c.pipeline_template, c.schedule_cron, c.timezone,"
@@ -44,7 +44,8 @@ _DUE: Final = (
     " CASE WHEN c.overlap = 'skip' THEN (SELECT count(*) FROM pipeline_execution_queue q"
     "  WHERE q.config_id = c.config_id AND q.deleted_at IS NULL AND q.priority IN (30, 40)) ELSE 0 END AS active_runs"
     " FROM customer_pipeline_configs c WHERE c.customer_id = ANY(%s) AND c.is_active AND c.deleted_at IS NULL"
-    " AND c.next_run_time <= %s ORDER BY c.next_run_time, c.config_id LIMIT %s FOR UPDATE OF c"
+    " AND c.next_run_time <= %s AND c.config_id <> ALL(%s) ORDER BY c.next_run_time, c.config_id LIMIT %s"
+    " FOR UPDATE OF c"
 )
 # The priorities of scheduled runs: what was asked for by hand, tried again or filled in overlaps with nothing.
 _OVERLAPPED: Final = (
@@ -161,11 +162,15 @@ class PostgresSession(Session):
             channels.announce(self._cursor, recorded)
         self.appended = True
 
-    def due_customers(self, now: datetime, limit: int, lane: Lane) -> Sequence[str]:
-        wanted = (now, lane.of, lane.number, limit)
+    def due_customers(
+        self, now: datetime, limit: int, lane: Lane, besides: Collection[str] = frozenset()
+    ) -> Sequence[str]:
+        wanted = (now, lane.of, lane.number, list(besides), limit)
         return [row["customer_id"] for row in self._rows(_DUE_CUSTOMERS, wanted)]
 
-    def due_pipelines(self, customer_ids: Sequence[str], now: datetime, limit: int) -> Sequence[DuePipeline]:
+    def due_pipelines(
+        self, customer_ids: Sequence[str], now: datetime, limit: int, besides: Collection[str] = frozenset()
+    ) -> Sequence[DuePipeline]:
         return [
             DuePipeline(
                 config_id=row["config_id"],
@@ -183,7 +188,7 @@ class PostgresSession(Session):
                 parameters=row["parameters"],
                 active_runs=row["active_runs"],
             )
-            for row in self._rows(_DUE, (list(customer_ids), now, limit))
+            for row in self._rows(_DUE, (list(customer_ids), now, list(besides), limit))
         ]
 
     def overlapped_runs(self, customer_ids: Sequence[str], now: datetime) -> Mapping[str, Sequence[str]]:
@@ -219,12 +224,12 @@ class PostgresSession(Session):
     def ask_to_stop(self, run_ids: Sequence[str]) -> None:
         self._cursor.execute("UPDATE run_leases SET stop_asked = true WHERE run_id = ANY(%s)", (list(run_ids),))
 
-    def expired_leases(self, limit: int) -> Sequence[Lease]:
+    def expired_leases(self, limit: int, besides: Collection[str] = frozenset()) -> Sequence[Lease]:
         seen = self._rows(
             "SELECT q.run_id FROM run_leases l JOIN pipeline_execution_queue q USING (run_id)"
-            " WHERE l.expires_at < (SELECT clock_timestamp()) ORDER BY l.expires_at LIMIT %s"
-            " FOR UPDATE OF q SKIP LOCKED",
-            (limit,),
+            " WHERE l.expires_at < (SELECT clock_timestamp()) AND l.run_id <> ALL(%s)"
+            " ORDER BY l.expires_at LIMIT %s FOR UPDATE OF q SKIP LOCKED",
+            (list(besides), limit),
         )
         found = self._rows(
             "SELECT run_id, customer_id, worker_id, attempt, begun FROM run_leases"

@@ -70,7 +70,7 @@ def verify_rows(service: Service, asked: Asked, tell: Tell = untold) -> Report:
     tables = _chosen(asked)
     customer = asked.customer_id
     if customer is not None and not (CUSTOMER_ID.fullmatch(customer) and service.log.read_of(customer, 0, 1)):
-        raise NotFound("No such customer: the log has no event of it.")
+        raise NotFound(f"No such customer: the log has no event of {customer[:63]!r}.")
     report = Report(customer_id=asked.customer_id, tables=[TableReport(table=t.name, scope=t.scope) for t in tables])
     # What one projection passes over another one may not: then each side has rows of its own by the log.
     passed_over = [(side, skipped(service.datastore, side.value)) for side in _SIDES[asked.target]]
@@ -79,7 +79,11 @@ def verify_rows(service: Service, asked: Asked, tell: Tell = untold) -> Report:
         for skipping, group in groupby(passed_over, key=lambda entry: entry[1]):
             _verify(work, [side for side, _ in group], skipping)
     except UnreadableEvent as unreadable:
-        raise Unable(f"{unreadable} The rows that follow from it cannot be compared.") from unreadable
+        place = f"Position {unreadable.position}: " if unreadable.position else ""
+        raise Unable(
+            f"{place}{unreadable} The rows that follow from it cannot be compared. `convergence projections` says what"
+            " to do."
+        ) from unreadable
     return report
 
 

@@ -159,6 +159,21 @@ class TestSearch:
         assert not walks(acme, ours, axis.parameters)
         assert walks(acme, plain + " ORDER BY notification_id DESC", ("acme", 1, 20_100))
 
+    @pytest.mark.parametrize("oldest_first", [True, False])
+    def test_a_stream_of_another_customer_is_as_one_that_never_was(self, acme, oldest_first):
+        """However long it is: nor is it told how far the search came in it."""
+        acme.onboard("beta")
+        for _ in range(10):
+            acme.request()
+
+        def answer(stream_id: UUID, customer_id: str):
+            wanted = Wanted(customer_id=customer_id, stream_id=stream_id, type="subscription")
+            return search(acme.datastore, wanted, limit=5, scanned=5, oldest_first=oldest_first)
+
+        theirs = subscription_stream("acme")
+        assert answer(theirs, "beta") == answer(uuid4(), "beta")
+        assert answer(theirs, "acme").next is not None
+
     def test_holes_between_positions_are_no_matter(self, busy):
         """Positions that a rollback used up are never given again."""
         busy.tamper("UPDATE stored_events SET notification_id = notification_id * 1000")

@@ -243,9 +243,9 @@ class Late(Through):
     def lock_runs(self, run_ids):
         self.later = run_ids
 
-    def due_pipelines(self, customer_ids, now, limit):
+    def due_pipelines(self, customer_ids, now, limit, besides):
         self.session.lock_runs(self.later)
-        return self.session.due_pipelines(customer_ids, now, limit)
+        return self.session.due_pipelines(customer_ids, now, limit, besides)
 
 
 class Counted(Through):

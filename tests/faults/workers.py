@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -103,7 +103,7 @@ class OwnClockSession(Altered):
         super().__init__(session)
         self._now = now
 
-    def expired_leases(self, limit: int) -> Sequence[Lease]:
+    def expired_leases(self, limit: int, besides: Collection[str] = frozenset()) -> Sequence[Lease]:
         found = self._rows(
             "SELECT run_id, customer_id, worker_id, attempt, begun FROM run_leases WHERE expires_at < %s"
             " ORDER BY run_id LIMIT %s FOR UPDATE",

@@ -159,6 +159,15 @@ def test_a_command_of_a_customer_that_cannot_be_read(alone, caplog):
     assert other.post(f"{other.url}/api-keys").status_code in {200, 201}
 
 
+def test_rows_cannot_be_compared_with_what_cannot_be_read(alone):
+    bad, other = alone.onboard(), alone.onboard()
+    place = spoil(alone, bad.id)
+    refused = alone.admin().get(f"{PROJECTIONS}/verify", params={"target": "postgres"})
+    assert (refused.status_code, f"Position {place}: " in refused.json()["detail"]) == (409, True)
+    compared = alone.admin().get(f"{PROJECTIONS}/verify", params={"target": "postgres", "customer_id": other.id})
+    assert (compared.status_code, compared.json()["found"]) == (200, 0)
+
+
 def test_nobody_else_may(acme, anyone):
     for client in (acme, anyone):
         assert client.get(PROJECTIONS).status_code == 401

@@ -144,3 +144,10 @@ def test_nothing_is_changed_by_looking(acme, admin, api):
     admin.get(url(acme.id)).raise_for_status()
     admin.get("/api/v1/admin/events", params={"customer_id": acme.id}).raise_for_status()
     assert log_and_rows() == before
+
+
+def test_a_misspelt_filter_is_refused_and_does_not_answer_with_everything(acme, admin):
+    refused = admin.get("/api/v1/admin/events", params={"customer": acme.id})
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith("customer: No such parameter: there are actor, ")
+    assert admin.get("/api/v1/admin/events", params={"customer_id": acme.id, "limit": 1}).status_code == 200

@@ -19,7 +19,7 @@ from adapters.postgres.reads.projections import skipped, standings
 from adapters.projection_views import problems_of, view
 from adapters.projector import Follower, into_warehouse, problem_of
 from adapters.settings import Settings
-from application.execution import ClaimRuns, _claim
+from application.execution import ClaimRuns, TakeOver, _claim, take_over
 from application.mapper import UnreadableEvent
 from application.ports import Away
 from application.projections import SkipEvent, skip_event
@@ -528,6 +528,25 @@ class TestCommands:
         assert told.trigger().triggered == 0
         due = told.scalar("SELECT count(*) FROM customer_pipeline_configs WHERE next_run_time <= %s", told.at)
         assert due == 1 - passed
+
+    def test_those_that_cannot_be_read_do_not_hide_the_others_behind_them(self, told):
+        """However many there are: every look finds them first, since they stay where they are."""
+        for customer_id in ("beta", "beta", "beta", "acme"):
+            told.pipeline(customer_id, "0 * * * *" if customer_id == "beta" else "30 * * * *")
+            told.request(customer_id)
+        orders = told.claim()
+        told.execute(
+            "UPDATE run_leases SET expires_at = clock_timestamp()"
+            " - CASE customer_id WHEN 'beta' THEN interval '1 hour' ELSE interval '1 second' END"
+        )
+        self.damage(told, "subscription.opened@1")
+        ours = [order.run_id for order in orders if order.customer_id == "acme"]
+        command = TakeOver(**told.stamp("service"), limit=2)
+        assert take_over(command, told.platform) == ours
+        assert take_over(command, told.platform) == []
+        told.wait(hours=1)
+        assert told.trigger(batch=2).queued == 1
+        assert told.trigger(batch=2).triggered == 0
 
 
 def _state(world: World, topic: str) -> bytes:

@@ -118,7 +118,7 @@ def lived_in(dsn: str, directory: Path, emulator: str, seed: int, steps: int) ->
         gcp_project_id=None,
     )
     service = build(settings, dsn)
-    for customer_id in ("alpha", "beta", "gamma", "delta"):
+    for customer_id in ("alpha", "beta", "gamma", "delta") if emulator != NOWHERE else ():
         service.bigquery.delete_dataset(customer_id, delete_contents=True, not_found_ok=True, timeout=30)
     with World(dsn, directory / "var" / "keys" / "wrapping.key") as world:
         busy = Busy(world, seed).begin()
@@ -196,8 +196,15 @@ def digests(report: Report, side: Side) -> dict[str, str]:
     return {table.table: table.sides[side].digest for table in report.tables if side in table.sides}
 
 
-@pytest.mark.parametrize("side", [POSTGRES, BIGQUERY])
-@pytest.mark.parametrize(("statement", "expected"), EDITS)
+@pytest.mark.parametrize(
+    ("side", "statement", "expected"),
+    [
+        (side, *edit)
+        for side in (POSTGRES, BIGQUERY)
+        for number, edit in enumerate(EDITS)
+        if side is POSTGRES or number % 2
+    ],
+)
 def test_what_was_done_by_hand_is_found_and_mended(lived, side, statement, expected):
     table = statement.partition("{c}.")[2].split()[0]
     target = Target(side.value)

@@ -86,6 +86,17 @@ def _dated(datastore: Datastore, position: int, behind: int) -> tuple[int, datet
     return None
 
 
+def owner(datastore: Datastore, stream_id: UUID) -> str | None:
+    """Whose stream it is; None for one that never was."""
+    with datastore.reading() as cursor:
+        row = cursor.execute(
+            "SELECT customer_id FROM stored_events WHERE originator_id = %s ORDER BY originator_version LIMIT 1",
+            (stream_id,),
+            prepare=True,
+        ).fetchone()
+    return row["customer_id"] if row else None
+
+
 def length(datastore: Datastore, stream_id: UUID) -> int:
     """How many events a stream has."""
     with datastore.reading() as cursor:
