@@ -1,5 +1,6 @@
 """The command line: `convergence serve` and its companions."""
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -156,6 +157,19 @@ def demo(
 
     if not demonstrate(settings, url=url, days=days, as_json=as_json):
         raise typer.Exit(console.FAILED)
+
+
+def _unwrap(commands: typer.Typer) -> None:
+    """Have the paragraphs of help break where the terminal does, not where the source did."""
+    for command in commands.registered_commands:
+        text = inspect.getdoc(command.callback) or ""
+        command.help = command.help or "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _unwrap(group.typer_instance)
+
+
+_unwrap(app)
 
 
 def _foreseen(error: Exception) -> tuple[str, int] | None:

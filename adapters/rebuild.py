@@ -132,6 +132,8 @@ def _sentence(error: Exception) -> str:
             return f"PostgreSQL: {error.diag.message_primary or type(error).__name__}."
         case Held():
             return "Other sessions hold the tables all the time: long reports, backups or locks. End them first."
+        case UnreadableEvent() if error.position:
+            return f"Position {error.position}: {error} `convergence projections` says what to do."
         case UnreadableEvent() | Unable() | Invalid() | PermissionError() | ValueError():
             return str(error)
     logger.error("the rebuild failed", exc_info=error)

@@ -4,11 +4,12 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from tenacity import (
+    RetryCallState,
     Retrying,
-    before_sleep_log,
     retry_if_exception_type,
     sleep_using_event,
     stop_after_delay,
@@ -100,6 +101,12 @@ class WarehouseTables:
             wait=wait_random_exponential(multiplier=1, max=30),
             stop=stop_after_delay(patience_s) | stop_when_event_set(self._stop),
             sleep=sleep_using_event(self._stop),
-            before_sleep=before_sleep_log(logger, logging.WARNING),
+            before_sleep=partial(_tell, patience_s),
             reraise=True,
         )(work)
+
+
+def _tell(patience_s: float, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    left_s = max(patience_s - (state.seconds_since_start or 0), 0)
+    logger.warning("%s. The rebuild tries again for %.0f seconds.", str(error).rstrip("."), left_s)

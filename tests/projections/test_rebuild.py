@@ -422,7 +422,7 @@ class TestOneAtATime:
             assert sum(threads.map(ask, range(8))) == 1
 
     def test_tables_that_are_not_there(self):
-        with pytest.raises(Invalid, match="x_meta_step_logs is not a table of PostgreSQL"):
+        with pytest.raises(Invalid, match="x_meta_step_logs is a table of BigQuery alone"):
             chosen(["x_meta_step_logs"], Target.POSTGRES)
         assert chosen(["x_meta_step_logs"], Target.BIGQUERY) == ("x_meta_step_logs",)
 
