@@ -140,7 +140,7 @@ def _template(row: Mapping[str, Any]) -> str:
 
 def _follow(datastore: "Datastore", dsn: str, wanted: "Wanted", limit: int, *, as_json: bool) -> None:
     """The newest ones, oldest of them first, and from there on every change."""
-    from adapters.postgres.reads.run_events import end_of_log
+    from adapters.postgres.reads.history import end as end_of_log
     from adapters.postgres.reads.runs import newest
     from adapters.run_feed import Feed
 

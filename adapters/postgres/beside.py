@@ -109,7 +109,7 @@ class Beside:
     def rows(self, table: str) -> Generator[dict[str, Any]]:
         """All rows of a table in the order of its key, a customer's of all datasets; memory stays flat."""
         key = SQL(", ").join(
-            SQL("{} {}").format(Identifier(c), _order(self.tables[table], c)) for c in self.tables[table].key
+            SQL("{}{}").format(Identifier(c), collation(self.tables[table], c)) for c in self.tables[table].key
         )
         query = SQL("SELECT * FROM {} ORDER BY {}").format(self.named(table), key)
         with self._connection.transaction(), self._connection.cursor(f"beside_{table}") as cursor:
@@ -118,9 +118,10 @@ class Beside:
             yield from cursor
 
 
-def _order(table: Table, column: str) -> SQL:
+def collation(table: Table, column: str) -> SQL:
+    """What follows a column in an order that does not depend on the server's language."""
     text = next(c for c in table.columns if c.name == column).type is Type.STRING
-    return SQL('COLLATE "C"') if text else SQL("")
+    return SQL(' COLLATE "C"') if text else SQL("")
 
 
 def _central_changes(event: object, at: Envelope) -> Iterator[Change]:

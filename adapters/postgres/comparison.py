@@ -10,11 +10,11 @@ from psycopg.adapt import Loader
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Composed, Identifier
 
-from adapters.postgres.beside import Beside
+from adapters.postgres.beside import Beside, collation
 from adapters.postgres.event_log import LOG_LOCK
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.schema import TYPES
-from projections.rows import Table, Type
+from projections.rows import Table
 from projections.tables import CUSTOMER_PIPELINE_CONFIGS, PIPELINE_EXECUTION_QUEUE
 
 _READ_ROWS: Final = 2_000
@@ -93,7 +93,7 @@ class Comparison:
             e=sides["e"],
             l=sides["l"],
             order=SQL(", ").join(
-                SQL("coalesce(e.{0}, l.{0}){1}").format(Identifier(c), _collation(table, c)) for c in table.key
+                SQL("coalesce(e.{0}, l.{0}){1}").format(Identifier(c), collation(table, c)) for c in table.key
             ),
         )
         for row in self._stream(table, query, keys):
@@ -101,14 +101,14 @@ class Comparison:
 
     def rows(self, table: Table) -> Iterator[dict[str, Any]]:
         """The live rows in the order of their keys, text as its bytes; memory stays flat."""
-        order = SQL(", ").join(SQL("l.{}{}").format(Identifier(c), _collation(table, c)) for c in table.key)
+        order = SQL(", ").join(SQL("l.{}{}").format(Identifier(c), collation(table, c)) for c in table.key)
         yield from self._stream(
             table, SQL("SELECT l.* FROM {} AS l ORDER BY {}").format(self._found(table, None), order)
         )
 
     def expected(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
         """The rows with these keys as they ought to be, in the order of the key."""
-        order = SQL(", ").join(SQL("e.{}{}").format(Identifier(c), _collation(table, c)) for c in table.key)
+        order = SQL(", ").join(SQL("e.{}{}").format(Identifier(c), collation(table, c)) for c in table.key)
         query = SQL("SELECT e.* FROM {} AS e ORDER BY {}").format(self._expected(table, keys), order)
         yield from self._stream(table, query, keys)
 
@@ -233,11 +233,6 @@ def _side(row: DictRow, prefix: str, columns: Sequence[str], table: Table) -> di
 
 def _same(table: Table, left: str, right: str) -> Composed:
     return SQL(" AND ").join(SQL("{0}.{2} = {1}.{2}").format(SQL(left), SQL(right), Identifier(c)) for c in table.key)
-
-
-def _collation(table: Table, column: str) -> SQL:
-    text = next(c for c in table.columns if c.name == column).type is Type.STRING
-    return SQL(' COLLATE "C"') if text else SQL("")
 
 
 class _Text(Loader):

@@ -33,10 +33,11 @@ _SEALS: Final = (
     " WHERE last_position > %s AND last_position <= %s ORDER BY last_position LIMIT %s"
 )
 _UNSEALED: Final = (
-    "WITH sealed AS (SELECT max(last_position) AS position, max(sealed_at) AS at FROM log_seals)"
-    " SELECT coalesce(sealed.position, 0) AS position, sealed.at, (SELECT count(*) FROM ("
-    "  SELECT FROM stored_events WHERE notification_id > coalesce(sealed.position, 0) LIMIT %s) AS few) AS events"
-    " FROM sealed"
+    "WITH newest AS (SELECT last_position AS position, sealed_at AS at FROM log_seals"
+    "  ORDER BY last_position DESC LIMIT 1),"
+    " sealed AS (SELECT coalesce((SELECT position FROM newest), 0) AS position, (SELECT at FROM newest) AS at)"
+    " SELECT position, at, (SELECT count(*) FROM ("
+    "  SELECT FROM stored_events WHERE notification_id > position LIMIT %s) AS few) AS events FROM sealed"
 )
 _FOREVER: Final = 2**62
 _EVENTS_PAGE: Final = 5_000

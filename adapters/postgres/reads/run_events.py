@@ -14,13 +14,6 @@ _PAGE: Final = (
 )
 
 
-def end_of_log(datastore: Datastore) -> int:
-    """The position of the newest event, 0 for an empty log."""
-    with datastore.reading() as cursor:
-        row = cursor.execute("SELECT coalesce(max(notification_id), 0) AS position FROM stored_events").fetchone()
-    return 0 if row is None else int(row["position"])
-
-
 def after(datastore: Datastore, position: int, *, limit: int) -> tuple[list[Notification], int]:
     """The events of runs among the next `limit` events of the log, and the position that they reach.
 
