@@ -15,12 +15,22 @@ class Full(Away):
     """The database has no room left: it can be read, nothing is stored until there is room again."""
 
 
+class KeyDestroyed(ValueError):  # noqa: N818 - it says what became of the key
+    """The customer does not have the data key (any more): what was sealed under it is gone.
+
+    So it is after an erasure. The ciphertext alone cannot tell a destroyed key's from one that was moved here from
+    another customer: that one is refused in these words too.
+    """
+
+
 class Purpose(StrEnum):
     """What a customer's secret is for. It chooses the wrapping key and is bound into the ciphertext."""
 
     API_KEY = "api-key"
     CREDENTIAL = "credential"
     PERSONAL = "personal"
+    WEBHOOK = "webhook"
+    """What signs the notifications that are posted to a customer's endpoint."""
     LOG_HEAD = "log-head"
     """The key that signs what the log was. It is the service's own and no customer's."""
 
@@ -55,7 +65,11 @@ class Vault(Protocol):
     def seal(self, plaintext: bytes, owner: SealedFor) -> bytes: ...
 
     def open(self, ciphertext: bytes, owner: SealedFor) -> bytes:
-        """Raises `ValueError` for a foreign or altered ciphertext, `Away` when the wrapping key is away."""
+        """Decrypt what `seal` returned for the same owner.
+
+        Raises `KeyDestroyed` when the customer does not have its data key, another `ValueError` for a foreign or
+        altered ciphertext, `Away` when the wrapping key is away.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,13 @@ Event = customer_events.CustomerEvent | subscription_events.SubscriptionEvent | 
 TOPICS: Final[Mapping[str, type[Event]]] = {
     "customer.onboarded@1": customer_events.Onboarded,
     "customer.dataset-provisioned@1": customer_events.DatasetProvisioned,
-    "customer.api-key-issued@1": customer_events.ApiKeyIssued,
+    "customer.api-key-issued@2": customer_events.ApiKeyIssued,
     "customer.api-key-retired@1": customer_events.ApiKeyRetired,
-    "customer.api-key-revoked@1": customer_events.ApiKeyRevoked,
+    "customer.api-key-revoked@2": customer_events.ApiKeyRevoked,
+    "customer.api-key-resealed@1": customer_events.ApiKeyResealed,
     "customer.credential-added@1": customer_events.CredentialAdded,
     "customer.credential-revoked@1": customer_events.CredentialRevoked,
+    "customer.credential-resealed@1": customer_events.CredentialResealed,
     "customer.provider-configured@1": customer_events.ProviderConfigured,
     "customer.provider-config-removed@1": customer_events.ProviderConfigRemoved,
     "customer.pipeline-configured@2": customer_events.PipelineConfigured,
@@ -32,6 +34,12 @@ TOPICS: Final[Mapping[str, type[Event]]] = {
     "customer.schedules-resumed@1": customer_events.SchedulesResumed,
     "customer.company-renamed@1": customer_events.CompanyRenamed,
     "customer.admin-email-changed@1": customer_events.AdminEmailChanged,
+    "customer.webhook-endpoint-added@1": customer_events.WebhookEndpointAdded,
+    "customer.webhook-endpoint-removed@1": customer_events.WebhookEndpointRemoved,
+    "customer.webhook-secret-resealed@1": customer_events.WebhookSecretResealed,
+    "customer.bigquery-reader-granted@1": customer_events.BigQueryReaderGranted,
+    "customer.bigquery-reader-revoked@1": customer_events.BigQueryReaderRevoked,
+    "customer.erased@1": customer_events.Erased,
     "subscription.opened@1": subscription_events.Opened,
     "subscription.plan-changed@1": subscription_events.PlanChanged,
     "subscription.limits-overridden@1": subscription_events.LimitsOverridden,
@@ -82,6 +90,10 @@ def _contact_changed(data: Data) -> Sequence[tuple[str, Data]]:
 
 
 UPCASTERS: Final[Mapping[str, Upcaster]] = {
+    # Keys got names and scopes: without them they may do everything.
+    "customer.api-key-issued@1": _as("customer.api-key-issued@2"),
+    # Keys came to be revoked for reasons of the service's own.
+    "customer.api-key-revoked@1": _as("customer.api-key-revoked@2"),
     # Pipelines got jitter.
     "customer.pipeline-configured@1": _as("customer.pipeline-configured@2"),
     "customer.pipeline-changed@1": _as("customer.pipeline-changed@2"),

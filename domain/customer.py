@@ -9,13 +9,18 @@ from typing import Final, TypeVar
 from domain.customer_events import (
     AdminEmailChanged,
     ApiKeyIssued,
+    ApiKeyResealed,
     ApiKeyRetired,
     ApiKeyRevoked,
+    BigQueryReaderGranted,
+    BigQueryReaderRevoked,
     CompanyRenamed,
     CredentialAdded,
+    CredentialResealed,
     CredentialRevoked,
     CustomerEvent,
     DatasetProvisioned,
+    Erased,
     Onboarded,
     Pipeline,
     PipelineChanged,
@@ -29,6 +34,9 @@ from domain.customer_events import (
     Suspended,
     TeamMemberAdded,
     TeamMemberRemoved,
+    WebhookEndpointAdded,
+    WebhookEndpointRemoved,
+    WebhookSecretResealed,
 )
 from domain.refusals import Conflict, Forbidden, NotFound
 
@@ -45,6 +53,7 @@ MAX_CREDENTIALS: Final = 100
 class Status(StrEnum):
     ACTIVE = "ACTIVE"
     SUSPENDED = "SUSPENDED"
+    ERASED = "ERASED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +76,13 @@ class Customer:
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
     team: Mapping[str, str] = field(default_factory=dict)
     schedules_paused: bool = False
+    webhooks: frozenset[str] = frozenset()
+    readers: Mapping[str, str] = field(default_factory=dict)
+    """Who else may read the customer's data in BigQuery: the principal of each grant."""
 
     def _active(self) -> None:
+        if self.status is Status.ERASED:
+            raise NotFound("No such customer.")
         if self.status is Status.SUSPENDED:
             raise Forbidden("Account suspended")
 
@@ -260,6 +274,18 @@ def evolve(state: Customer | None, event: CustomerEvent) -> Customer:  # noqa: C
             return replace(state, schedules_paused=True)
         case SchedulesResumed():
             return replace(state, schedules_paused=False)
+        case WebhookEndpointAdded(endpoint_id=endpoint_id):
+            return replace(state, webhooks=state.webhooks | {endpoint_id})
+        case WebhookEndpointRemoved(endpoint_id=endpoint_id):
+            return replace(state, webhooks=state.webhooks - {endpoint_id})
+        case BigQueryReaderGranted(grant_id=grant_id, principal=principal):
+            return replace(state, readers={**state.readers, grant_id: principal})
+        case BigQueryReaderRevoked(grant_id=grant_id):
+            return replace(state, readers=_without(state.readers, grant_id))
+        case ApiKeyResealed() | CredentialResealed() | WebhookSecretResealed():
+            return state
+        case Erased():
+            return Customer(customer_id=state.customer_id, company_name="", admin_email="", status=Status.ERASED)
         case CompanyRenamed(company_name=company_name):
             return replace(state, company_name=company_name)
         case AdminEmailChanged(admin_email=admin_email):

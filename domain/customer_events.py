@@ -24,13 +24,18 @@ class DatasetProvisioned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeyIssued:
-    """A key exists: its SHA-256, its ciphertext, its last four characters. Never the key."""
+    """A key exists: its SHA-256, its ciphertext, its last four characters. Never the key.
+
+    `scopes` are what it may be used for, None for everything that there is.
+    """
 
     api_key_id: str
     key_hash: str
     sealed_key: bytes
     last4: str
     expires_at: datetime
+    name: str = ""
+    scopes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +48,18 @@ class ApiKeyRetired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeyRevoked:
+    """The key does not work any more; `reason` is given where nobody asked for it by its id."""
+
     api_key_id: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKeyResealed:
+    """The same key under another data key."""
+
+    api_key_id: str
+    sealed_key: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +75,14 @@ class CredentialAdded:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialRevoked:
     credential_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialResealed:
+    """The same credential under another data key."""
+
+    credential_id: str
+    sealed: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,14 +193,62 @@ class AdminEmailChanged:
     admin_email: PersonalText
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookEndpointAdded:
+    """`kinds` of notifications are posted to `url`, signed with the secret that is sealed here.
+
+    The address is personal: such addresses are keys themselves more often than not.
+    """
+
+    endpoint_id: str
+    url: PersonalText
+    sealed_secret: bytes
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookEndpointRemoved:
+    endpoint_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookSecretResealed:
+    """The same secret under another data key."""
+
+    endpoint_id: str
+    sealed_secret: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BigQueryReaderGranted:
+    """`principal` (`user:`, `group:` or `serviceAccount:` and an e-mail) may read the customer's dataset and rows."""
+
+    grant_id: str
+    principal: PersonalText
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BigQueryReaderRevoked:
+    grant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """The customer is gone for ever: its data keys are destroyed, and with them every name and secret in the log."""
+
+    reason: str
+
+
 CustomerEvent = (
     Onboarded
     | DatasetProvisioned
     | ApiKeyIssued
     | ApiKeyRetired
     | ApiKeyRevoked
+    | ApiKeyResealed
     | CredentialAdded
     | CredentialRevoked
+    | CredentialResealed
     | ProviderConfigured
     | ProviderConfigRemoved
     | PipelineConfigured
@@ -190,4 +262,10 @@ CustomerEvent = (
     | SchedulesResumed
     | CompanyRenamed
     | AdminEmailChanged
+    | WebhookEndpointAdded
+    | WebhookEndpointRemoved
+    | WebhookSecretResealed
+    | BigQueryReaderGranted
+    | BigQueryReaderRevoked
+    | Erased
 )

@@ -8,13 +8,18 @@ from typing import Any
 from domain.customer_events import (
     AdminEmailChanged,
     ApiKeyIssued,
+    ApiKeyResealed,
     ApiKeyRetired,
     ApiKeyRevoked,
+    BigQueryReaderGranted,
+    BigQueryReaderRevoked,
     CompanyRenamed,
     CredentialAdded,
+    CredentialResealed,
     CredentialRevoked,
     CustomerEvent,
     DatasetProvisioned,
+    Erased,
     Onboarded,
     PipelineChanged,
     PipelineConfigured,
@@ -27,16 +32,21 @@ from domain.customer_events import (
     Suspended,
     TeamMemberAdded,
     TeamMemberRemoved,
+    WebhookEndpointAdded,
+    WebhookEndpointRemoved,
+    WebhookSecretResealed,
 )
 from domain.envelope import Envelope
 from projections.rows import Put, RowChange, Set, Table
 from projections.tables import (
     CUSTOMER_API_KEYS,
+    CUSTOMER_BIGQUERY_READERS,
     CUSTOMER_CLOUD_CREDENTIALS,
     CUSTOMER_PIPELINE_CONFIGS,
     CUSTOMER_PROFILES,
     CUSTOMER_PROVIDER_CONFIGS,
     CUSTOMER_TEAM_MEMBERS,
+    CUSTOMER_WEBHOOK_ENDPOINTS,
 )
 
 
@@ -130,10 +140,13 @@ def _(event: ApiKeyIssued, at: Envelope) -> Iterator[RowChange]:
             "api_key_hash": event.key_hash,
             "encrypted_api_key": event.sealed_key,
             "last4": event.last4,
+            "name": event.name,
+            "scopes": None if event.scopes is None else list(event.scopes),
             "is_active": True,
             "created_at": at.at,
             "expires_at": event.expires_at,
             "revoked_at": None,
+            "revoked_reason": None,
             "deleted_at": None,
         },
     )
@@ -146,7 +159,13 @@ def _(event: ApiKeyRetired, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG00
 
 @rows.register
 def _(event: ApiKeyRevoked, at: Envelope) -> Iterator[RowChange]:
-    yield Set(CUSTOMER_API_KEYS, {"api_key_id": event.api_key_id, "is_active": False, "revoked_at": at.at})
+    revoked = {"is_active": False, "revoked_at": at.at, "revoked_reason": event.reason}
+    yield Set(CUSTOMER_API_KEYS, {"api_key_id": event.api_key_id, **revoked})
+
+
+@rows.register
+def _(event: ApiKeyResealed, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - the key keeps its other columns
+    yield Set(CUSTOMER_API_KEYS, {"api_key_id": event.api_key_id, "encrypted_api_key": event.sealed_key})
 
 
 @rows.register
@@ -172,6 +191,12 @@ def _(event: CredentialAdded, at: Envelope) -> Iterator[RowChange]:
 @rows.register
 def _(event: CredentialRevoked, at: Envelope) -> Iterator[RowChange]:
     yield _gone(CUSTOMER_CLOUD_CREDENTIALS, "credential_id", event.credential_id, at)
+
+
+@rows.register
+def _(event: CredentialResealed, at: Envelope) -> Iterator[RowChange]:
+    resealed = {"encrypted_credentials": event.sealed, "updated_at": at.at}
+    yield Set(CUSTOMER_CLOUD_CREDENTIALS, {"credential_id": event.credential_id, **resealed})
 
 
 @rows.register
@@ -265,3 +290,59 @@ def _(event: TeamMemberAdded, at: Envelope) -> Iterator[RowChange]:
 @rows.register
 def _(event: TeamMemberRemoved, at: Envelope) -> Iterator[RowChange]:
     yield _gone(CUSTOMER_TEAM_MEMBERS, "member_id", event.member_id, at)
+
+
+@rows.register
+def _(event: WebhookEndpointAdded, at: Envelope) -> Iterator[RowChange]:
+    yield Put(
+        CUSTOMER_WEBHOOK_ENDPOINTS,
+        {
+            "endpoint_id": event.endpoint_id,
+            "customer_id": at.customer_id,
+            "url": event.url,
+            "encrypted_secret": event.sealed_secret,
+            "kinds": list(event.kinds),
+            "is_active": True,
+            "created_at": at.at,
+            "updated_at": at.at,
+            "deleted_at": None,
+        },
+    )
+
+
+@rows.register
+def _(event: WebhookEndpointRemoved, at: Envelope) -> Iterator[RowChange]:
+    yield _gone(CUSTOMER_WEBHOOK_ENDPOINTS, "endpoint_id", event.endpoint_id, at)
+
+
+@rows.register
+def _(event: WebhookSecretResealed, at: Envelope) -> Iterator[RowChange]:
+    resealed = {"encrypted_secret": event.sealed_secret, "updated_at": at.at}
+    yield Set(CUSTOMER_WEBHOOK_ENDPOINTS, {"endpoint_id": event.endpoint_id, **resealed})
+
+
+@rows.register
+def _(event: BigQueryReaderGranted, at: Envelope) -> Iterator[RowChange]:
+    yield Put(
+        CUSTOMER_BIGQUERY_READERS,
+        {
+            "grant_id": event.grant_id,
+            "customer_id": at.customer_id,
+            "principal": event.principal,
+            "is_active": True,
+            "created_at": at.at,
+            "updated_at": at.at,
+            "deleted_at": None,
+        },
+    )
+
+
+@rows.register
+def _(event: BigQueryReaderRevoked, at: Envelope) -> Iterator[RowChange]:
+    yield _gone(CUSTOMER_BIGQUERY_READERS, "grant_id", event.grant_id, at)
+
+
+@rows.register
+def _(event: Erased, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - its reason is not in the row
+    gone = {"company_name": None, "admin_email": None, "stripe_customer_id": None, "dataset_created": False}
+    yield _profile(at, **gone, status="ERASED", deleted_at=at.at)

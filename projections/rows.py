@@ -70,6 +70,14 @@ class Set:
     values: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Every row of the table that is this customer's goes: of a central table, or of the one in its dataset."""
+
+    table: Table
+    customer_id: str
+
+
 RowChange = Put | Set
 
 

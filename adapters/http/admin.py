@@ -66,7 +66,7 @@ BecauseBody = Annotated[Reason, Body(examples=[{"reason": "Unpaid since October.
 
 
 def _customer(api: Parts, caller: AdminActing, response: Response) -> CustomerView:
-    return read_customer(api.service.datastore, caller.customer_id, api.now(), response)
+    return read_customer(caller.reads, caller.customer_id, api.now(), response)
 
 
 @router.get("", summary="List customers")
@@ -160,7 +160,7 @@ def post_reset(
     """Count today's runs, this month's, or both, from zero again."""
     command = ResetUsage(**caller.stamp, reason=body.reason, daily=body.daily, monthly=body.monthly)
     reset_usage(command, api.service.platform)
-    return read_usage(api.service.datastore, caller.customer_id, api.now())
+    return read_usage(caller.reads, caller.customer_id, api.now())
 
 
 @router.post("/{customer_id}/usage/recount", summary="Recount usage", responses=CHANGES)
@@ -172,4 +172,4 @@ def post_recount(
 ) -> UsageView:
     """Give back concurrent places that no running run holds."""
     recount_usage(RecountUsage(**caller.stamp, reason=body.reason), api.service.platform)
-    return read_usage(api.service.datastore, caller.customer_id, api.now())
+    return read_usage(caller.reads, caller.customer_id, api.now())

@@ -5,7 +5,7 @@ from datetime import datetime
 from pydantic import BaseModel, Field
 
 from adapters.http.api import Parts
-from adapters.http.auth import CustomerCaller
+from adapters.http.auth import CredentialsKeeper
 from adapters.http.idempotency import SHOWN_ONCE, RequestName
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import customer_router, refusals
@@ -39,15 +39,15 @@ class IssuedApiKey(BaseModel):
 
 
 @router.get("", summary="List API keys")
-def list_keys(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[ApiKeyView]:
+def list_keys(caller: CredentialsKeeper, paging: PageAsked) -> Page[ApiKeyView]:
     """Every key that was ever issued, newest first: its last four characters and its dates."""
     where = [Where("customer_id", "=", caller.customer_id)]
-    rows = newest_first(api.service.datastore, CUSTOMER_API_KEYS, where, after=paging.after, limit=paging.more)
+    rows = newest_first(caller.reads, CUSTOMER_API_KEYS, where, after=paging.after, limit=paging.more)
     return paging.page(rows, ApiKeyView.model_validate, ("created_at", "api_key_id"))
 
 
 @router.post("", summary="Issue an API key", responses=refusals(409))
-def post_key(api: Parts, caller: CustomerCaller, name: RequestName) -> IssuedApiKey:
+def post_key(api: Parts, caller: CredentialsKeeper, name: RequestName) -> IssuedApiKey:
     """A second key, good for 90 days; the first one goes on for 24 hours. At most two keys are active."""
     command = IssueApiKey(**caller.stamp, api_key_id=name.new_id())
     issued = issue_api_key(command, api.service.platform, api.service.vault)
@@ -61,6 +61,6 @@ def post_key(api: Parts, caller: CustomerCaller, name: RequestName) -> IssuedApi
 
 
 @router.delete("/{key_id}", summary="Revoke an API key", status_code=204)
-def delete_key(api: Parts, caller: CustomerCaller, key_id: str) -> None:
+def delete_key(api: Parts, caller: CredentialsKeeper, key_id: str) -> None:
     """The key stops working at once."""
     revoke_api_key(RevokeApiKey(**caller.stamp, api_key_id=key_id), api.service.platform)

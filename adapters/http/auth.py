@@ -7,16 +7,18 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import Depends, HTTPException, Request, Security
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyHeader, SecurityScopes
 from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
 
 from adapters.bootstrap import origin
 from adapters.http.api import Api, api_of
+from adapters.postgres.event_log import Datastore
 from adapters.postgres.reads import keys, profiles
 from domain.envelope import Origin
 from domain.identity import CUSTOMER_ID
 from domain.refusals import Forbidden, NotFound
+from domain.scopes import Scope, allows
 
 API_KEY: Final = APIKeyHeader(
     name="X-API-Key",
@@ -40,6 +42,8 @@ class Identity:
     suspended: bool = False
     key: str | None = None
     """Which key it was: a customer's by its api_key_id, `next` for ADMIN_API_KEY_NEXT."""
+    scopes: frozenset[str] | None = None
+    """What the key may be used for, None for everything."""
 
     @property
     def actor(self) -> str:
@@ -82,6 +86,8 @@ class Acting:
     by: Origin
     once: bool
     customer_id: str
+    reads: Datastore
+    """Where the customer's own rows are read."""
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -112,7 +118,8 @@ def _look_up(api: Api, key: str) -> Identity:
     found = keys.holder(api.service.datastore, _digest(key).hex(), api.now())
     if found is None:
         raise unauthorized()
-    return Identity("customer", found.customer_id, suspended=found.status != "ACTIVE", key=found.api_key_id)
+    suspended = found.status != "ACTIVE"
+    return Identity("customer", found.customer_id, suspended=suspended, key=found.api_key_id, scopes=found.scopes)
 
 
 async def identify(request: Request) -> Identity:
@@ -153,17 +160,24 @@ async def _admin(request: Request) -> Caller:
     return _caller(request, await identify(request))
 
 
-async def _known(request: Request) -> Caller:
+def _must_allow(identity: Identity, wanted: SecurityScopes) -> None:
+    missing = [scope for scope in wanted.scopes if not allows(identity.scopes, scope)]
+    if missing:
+        raise Forbidden(f"This API key lacks the scope {' '.join(missing)}.")
+
+
+async def _known(request: Request, wanted: SecurityScopes) -> Caller:
     identity = await identify(request)
     if identity.kind == "nobody":
         raise unauthorized()
     request.state.customer_id = identity.customer_id
     if identity.suspended:
         raise Forbidden(SUSPENDED)
+    _must_allow(identity, wanted)
     return _caller(request, identity)
 
 
-async def _acting(request: Request, customer_id: str) -> Acting:
+async def _acting(request: Request, customer_id: str, wanted: SecurityScopes) -> Acting:
     """The owner of `customer_id`, or an operator. To anybody else it is as if the customer did not exist."""
     identity = await identify(request)
     if identity.kind == "nobody":
@@ -175,14 +189,16 @@ async def _acting(request: Request, customer_id: str) -> Acting:
     request.state.customer_id = customer_id
     if identity.suspended:
         raise Forbidden(SUSPENDED)
+    _must_allow(identity, wanted)
     by, once = _asked(request, identity)
-    return Acting(identity, api_of(request).now(), by, once, customer_id)
+    api = api_of(request)
+    return Acting(identity, api.now(), by, once, customer_id, api.service.datastore)
 
 
 async def _admin_acting(request: Request, customer_id: str) -> Acting:
     """An operator, on a customer that exists."""
     await _admin(request)
-    return await _acting(request, customer_id)
+    return await _acting(request, customer_id, SecurityScopes())
 
 
 async def _must_exist(request: Request, customer_id: str) -> None:
@@ -206,9 +222,16 @@ async def may_onboard(request: Request, customer_id: str) -> Caller:
 
 
 CustomerCaller = Annotated[Acting, Depends(_acting)]
-"""The customer named in the address, or an operator acting for it."""
+"""The customer named in the address, with any of its keys, or an operator acting for it. So are the following."""
+RunsReader = Annotated[Acting, Security(_acting, scopes=[Scope.RUNS_READ])]
+RunsWriter = Annotated[Acting, Security(_acting, scopes=[Scope.RUNS_WRITE])]
+Configurer = Annotated[Acting, Security(_acting, scopes=[Scope.CONFIG_WRITE])]
+CredentialsKeeper = Annotated[Acting, Security(_acting, scopes=[Scope.CREDENTIALS_WRITE])]
+UsageReader = Annotated[Acting, Security(_acting, scopes=[Scope.USAGE_READ])]
 KnownCaller = Annotated[Caller, Depends(_known)]
-"""Any customer, or an operator."""
+"""Any customer, or an operator. So are the following."""
+KnownRunsReader = Annotated[Caller, Security(_known, scopes=[Scope.RUNS_READ])]
+KnownRunsWriter = Annotated[Caller, Security(_known, scopes=[Scope.RUNS_WRITE])]
 AdminCaller = Annotated[Caller, Depends(_admin)]
 """An operator."""
 AdminActing = Annotated[Acting, Depends(_admin_acting)]

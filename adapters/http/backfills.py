@@ -9,7 +9,7 @@ from fastapi import Body, Response
 from pydantic import BaseModel, Field
 
 from adapters.http.api import Parts
-from adapters.http.auth import CustomerCaller
+from adapters.http.auth import RunsReader, RunsWriter
 from adapters.http.idempotency import RequestName
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import API, WITH_BODY, customer_router, refusals
@@ -63,7 +63,7 @@ class BackfillView(Page[RunSummary]):
 def post_backfill(
     *,
     api: Parts,
-    caller: CustomerCaller,
+    caller: RunsWriter,
     name: RequestName,
     config_id: str,
     response: Response,
@@ -97,9 +97,9 @@ def post_backfill(
 
 
 @router.get("/backfills/{backfill_id}", summary="Look at a back-fill")
-def get_backfill(api: Parts, caller: CustomerCaller, paging: PageAsked, backfill_id: str) -> BackfillView:
+def get_backfill(api: Parts, caller: RunsReader, paging: PageAsked, backfill_id: str) -> BackfillView:
     """How many of its runs wait, run and have ended, and the runs themselves, the newest day first."""
-    datastore = api.service.datastore
+    datastore = caller.reads
     known = as_uuid(backfill_id) is not None
     found = backfills.progress(datastore, caller.customer_id, backfill_id) if known else None
     if found is None:

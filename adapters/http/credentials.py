@@ -7,7 +7,7 @@ from fastapi import Body
 from pydantic import BaseModel
 
 from adapters.http.api import Parts
-from adapters.http.auth import CustomerCaller
+from adapters.http.auth import CredentialsKeeper
 from adapters.http.idempotency import RequestName
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import WITH_BODY, customer_router
@@ -47,16 +47,16 @@ class CredentialView(BaseModel):
 
 
 @router.get("", summary="List cloud credentials")
-def list_credentials(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[CredentialView]:
+def list_credentials(caller: CredentialsKeeper, paging: PageAsked) -> Page[CredentialView]:
     """The credentials in force, newest first, without their content."""
     where = [Where("customer_id", "=", caller.customer_id)]
-    rows = newest_first(api.service.datastore, CUSTOMER_CLOUD_CREDENTIALS, where, after=paging.after, limit=paging.more)
+    rows = newest_first(caller.reads, CUSTOMER_CLOUD_CREDENTIALS, where, after=paging.after, limit=paging.more)
     return paging.page(rows, CredentialView.model_validate, ("created_at", "credential_id"))
 
 
 @router.post("", summary="Add a cloud credential", responses=WITH_BODY)
 def post_credential(
-    api: Parts, caller: CustomerCaller, name: RequestName, body: Annotated[NewCredential, Body(examples=[EXAMPLE])]
+    api: Parts, caller: CredentialsKeeper, name: RequestName, body: Annotated[NewCredential, Body(examples=[EXAMPLE])]
 ) -> CredentialView:
     """Store a credential, encrypted as it comes in; only the customer's own runs ever open it.
 
@@ -65,11 +65,11 @@ def post_credential(
     """
     command = AddCredential(**caller.stamp, **body.model_dump(exclude_unset=True), credential_id=name.new_id())
     credential_id = add_credential(command, api.service.platform, api.service.vault)
-    row = one(api.service.datastore, CUSTOMER_CLOUD_CREDENTIALS, caller.customer_id, credential_id)
+    row = one(caller.reads, CUSTOMER_CLOUD_CREDENTIALS, caller.customer_id, credential_id)
     return CredentialView.model_validate(row)
 
 
 @router.delete("/{credential_id}", summary="Revoke a cloud credential", status_code=204)
-def delete_credential(api: Parts, caller: CustomerCaller, credential_id: str) -> None:
+def delete_credential(api: Parts, caller: CredentialsKeeper, credential_id: str) -> None:
     """No run opens the credential any more."""
     revoke_credential(RevokeCredential(**caller.stamp, credential_id=credential_id), api.service.platform)

@@ -9,7 +9,7 @@ from fastapi import Body, Response
 from pydantic import BaseModel, EmailStr, Field
 
 from adapters.http.api import Parts
-from adapters.http.auth import CustomerCaller
+from adapters.http.auth import Configurer, CustomerCaller
 from adapters.http.etags import Match, etag
 from adapters.http.routing import WITH_BODY, customer_router, refusals
 from adapters.postgres.event_log import Datastore
@@ -120,13 +120,13 @@ def _warning(key: Mapping[str, Any], left: timedelta) -> KeyWarning:
 @router.get("", summary="Read a customer")
 def get_customer(api: Parts, caller: CustomerCaller, response: Response) -> CustomerView:
     """Profile, plan and limits, and a warning from the 76th day of an API key on. The ETag is for If-Match."""
-    return read_customer(api.service.datastore, caller.customer_id, api.now(), response)
+    return read_customer(caller.reads, caller.customer_id, api.now(), response)
 
 
 @router.patch("", summary="Change the contact of a customer", responses=WITH_BODY | refusals(412))
 def patch_customer(
     api: Parts,
-    caller: CustomerCaller,
+    caller: Configurer,
     match: Match,
     response: Response,
     body: Annotated[ContactChange, Body(examples=[{"company_name": "ACME Corporation Ltd."}])],
@@ -134,4 +134,4 @@ def patch_customer(
     """Another company name or admin e-mail. With If-Match the change is made only if nobody else made one meanwhile."""
     command = ChangeContact(**caller.stamp, **body.model_dump(exclude_unset=True))
     change_contact(command, match.on(api.service.platform, caller.customer_id))
-    return read_customer(api.service.datastore, caller.customer_id, api.now(), response)
+    return read_customer(caller.reads, caller.customer_id, api.now(), response)

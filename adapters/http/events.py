@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from adapters.event_views import EventView, reader, to_customers, to_operators, views
 from adapters.http.api import Api, Parts
-from adapters.http.auth import CustomerCaller
+from adapters.http.auth import Configurer
 from adapters.http.paging import Instant, Page, PageAsked, Paging, cursor
 from adapters.http.routing import customer_router
 from adapters.postgres.reads import events
@@ -110,7 +110,7 @@ def answer(api: Api, asked: Asked, paging: Paging, customer_id: str | None, *, f
 
 
 @router.get("", summary="Read the audit trail")
-def list_events(api: Parts, caller: CustomerCaller, paging: PageAsked, asked: EventsAsked) -> EventPage:
+def list_events(api: Parts, caller: Configurer, paging: PageAsked, asked: EventsAsked) -> EventPage:
     """What happened to the customer, its subscription and its runs: who did it, when, and in which request.
 
     `limit` counts events as they were recorded; one that came to be told as two is two items. An event that cannot be

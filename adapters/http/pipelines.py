@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 from fastapi import Body
 from pydantic import BaseModel, Field
 
-from adapters.http.api import Parts
-from adapters.http.auth import CustomerCaller, KnownCaller
+from adapters.http.api import Api, Parts
+from adapters.http.auth import Acting, Configurer, KnownCaller
 from adapters.http.idempotency import RequestName
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import WITH_BODY, customer_router
@@ -111,21 +111,21 @@ def _view(row: Mapping[str, Any], now: datetime) -> PipelineView:
     return PipelineView.model_validate({**row, "next_slots": slots, "jitter_seconds": row["jitter_seconds"] or 0})
 
 
-def _read(api: Parts, customer_id: str, config_id: str) -> PipelineView:
-    return _view(one(api.service.datastore, CUSTOMER_PIPELINE_CONFIGS, customer_id, config_id), api.now())
+def _read(api: Api, caller: Acting, config_id: str) -> PipelineView:
+    return _view(one(caller.reads, CUSTOMER_PIPELINE_CONFIGS, caller.customer_id, config_id), api.now())
 
 
 @router.get("", summary="List scheduled pipelines")
-def list_pipelines(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[PipelineView]:
+def list_pipelines(api: Parts, caller: Configurer, paging: PageAsked) -> Page[PipelineView]:
     """The customer's scheduled pipelines, newest first, each with its next five slots."""
     where = [Where("customer_id", "=", caller.customer_id)]
-    rows = newest_first(api.service.datastore, CUSTOMER_PIPELINE_CONFIGS, where, after=paging.after, limit=paging.more)
+    rows = newest_first(caller.reads, CUSTOMER_PIPELINE_CONFIGS, where, after=paging.after, limit=paging.more)
     return paging.page(rows, partial(_view, now=api.now()), ("created_at", "config_id"))
 
 
 @router.post("", summary="Schedule a pipeline", responses=WITH_BODY)
 def post_pipeline(
-    api: Parts, caller: CustomerCaller, name: RequestName, body: Annotated[NewPipeline, Body(examples=[EXAMPLE])]
+    api: Parts, caller: Configurer, name: RequestName, body: Annotated[NewPipeline, Body(examples=[EXAMPLE])]
 ) -> PipelineView:
     """Run a template at the times of a cron expression (five fields, or an alias such as @daily) in a time zone.
 
@@ -138,13 +138,13 @@ def post_pipeline(
     stamp = caller.stamp | {"at": api.slot_clock()}
     command = ConfigurePipeline(**stamp, **body.model_dump(exclude_unset=True), config_id=name.new_id())
     config_id = configure_pipeline(command, api.service.platform, api.service.registry)
-    return _read(api, caller.customer_id, config_id)
+    return _read(api, caller, config_id)
 
 
 @router.patch("/{config_id}", summary="Change a scheduled pipeline", responses=WITH_BODY)
 def patch_pipeline(
     api: Parts,
-    caller: CustomerCaller,
+    caller: Configurer,
     config_id: str,
     body: Annotated[PipelineChange, Body(examples=[{"is_active": False}])],
 ) -> PipelineView:
@@ -155,11 +155,11 @@ def patch_pipeline(
     stamp = caller.stamp | {"at": api.slot_clock()}
     command = ChangePipeline(**stamp, **body.model_dump(exclude_unset=True), config_id=config_id)
     change_pipeline(command, api.service.platform, api.service.registry)
-    return _read(api, caller.customer_id, config_id)
+    return _read(api, caller, config_id)
 
 
 @router.delete("/{config_id}", summary="Remove a scheduled pipeline", status_code=204)
-def delete_pipeline(api: Parts, caller: CustomerCaller, config_id: str) -> None:
+def delete_pipeline(api: Parts, caller: Configurer, config_id: str) -> None:
     """The pipeline is scheduled no more; its runs stay in the history."""
     remove_pipeline(RemovePipeline(**caller.stamp, config_id=config_id), api.service.platform)
 

@@ -7,7 +7,7 @@ from fastapi import Body
 from pydantic import BaseModel
 
 from adapters.http.api import Parts
-from adapters.http.auth import CustomerCaller
+from adapters.http.auth import Configurer
 from adapters.http.idempotency import RequestName
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import WITH_BODY, customer_router
@@ -46,25 +46,25 @@ class ProviderConfigView(BaseModel):
 
 
 @router.get("", summary="List provider configurations")
-def list_configs(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[ProviderConfigView]:
+def list_configs(caller: Configurer, paging: PageAsked) -> Page[ProviderConfigView]:
     """Newest first; the newest of a provider and domain is the one in force."""
     where = [Where("customer_id", "=", caller.customer_id)]
-    rows = newest_first(api.service.datastore, CUSTOMER_PROVIDER_CONFIGS, where, after=paging.after, limit=paging.more)
+    rows = newest_first(caller.reads, CUSTOMER_PROVIDER_CONFIGS, where, after=paging.after, limit=paging.more)
     return paging.page(rows, ProviderConfigView.model_validate, ("created_at", "config_id"))
 
 
 @router.post("", summary="Configure a provider", responses=WITH_BODY)
 def post_config(
-    api: Parts, caller: CustomerCaller, name: RequestName, body: Annotated[NewProviderConfig, Body(examples=[EXAMPLE])]
+    api: Parts, caller: Configurer, name: RequestName, body: Annotated[NewProviderConfig, Body(examples=[EXAMPLE])]
 ) -> ProviderConfigView:
     """Say in which project and dataset a provider's source data lies, and who gets a mail when a run fails."""
     command = ConfigureProvider(**caller.stamp, **body.model_dump(exclude_unset=True), config_id=name.new_id())
     config_id = configure_provider(command, api.service.platform)
-    row = one(api.service.datastore, CUSTOMER_PROVIDER_CONFIGS, caller.customer_id, config_id)
+    row = one(caller.reads, CUSTOMER_PROVIDER_CONFIGS, caller.customer_id, config_id)
     return ProviderConfigView.model_validate(row)
 
 
 @router.delete("/{config_id}", summary="Remove a provider configuration", status_code=204)
-def delete_config(api: Parts, caller: CustomerCaller, config_id: str) -> None:
+def delete_config(api: Parts, caller: Configurer, config_id: str) -> None:
     """The configuration before it of the same provider and domain is in force again, if there is one."""
     remove_provider_config(RemoveProviderConfig(**caller.stamp, config_id=config_id), api.service.platform)

@@ -8,7 +8,7 @@ from fastapi import Body, Header, Path, Query, Response
 from starlette.concurrency import run_in_threadpool
 
 from adapters.http.api import Api, Parts
-from adapters.http.auth import Acting, Caller, CustomerCaller, KnownCaller
+from adapters.http.auth import Acting, Caller, KnownRunsReader, KnownRunsWriter, RunsReader, RunsWriter
 from adapters.http.idempotency import Named, RequestName
 from adapters.http.outcomes import wait_until
 from adapters.http.paging import Instant, Page, PageAsked
@@ -61,7 +61,7 @@ class Cancellation(Request):
 async def post_run(
     *,
     api: Parts,
-    caller: CustomerCaller,
+    caller: RunsWriter,
     name: RequestName,
     provider: Slug,
     domain: Slug,
@@ -138,7 +138,7 @@ def _own(api: Api, caller: Caller, run_id: str) -> RunView:
 
 
 @router.get("/runs/{run_id}", summary="Read a run")
-def get_run(api: Parts, caller: KnownCaller, run_id: str) -> RunView:
+def get_run(api: Parts, caller: KnownRunsReader, run_id: str) -> RunView:
     """The run with its steps, data-quality results and timeline."""
     return _own(api, caller, run_id)
 
@@ -151,7 +151,7 @@ def get_run(api: Parts, caller: KnownCaller, run_id: str) -> RunView:
 def post_cancel(
     *,
     api: Parts,
-    caller: KnownCaller,
+    caller: KnownRunsWriter,
     name: RequestName,  # noqa: ARG001 - a cancellation makes nothing that needs an id
     run_id: str,
     response: Response,
@@ -174,7 +174,7 @@ def post_cancel(
     responses=refusals(400, 409, 429) | NOT_ENDED,
 )
 async def post_retry(
-    *, api: Parts, caller: KnownCaller, name: RequestName, run_id: str, response: Response, prefer: Prefer = None
+    *, api: Parts, caller: KnownRunsWriter, name: RequestName, run_id: str, response: Response, prefer: Prefer = None
 ) -> RunView:
     """A new run with the date and parameters of one that failed, was cancelled or skipped. It counts as any other."""
     run = await run_in_threadpool(_own, api, caller, run_id)
@@ -188,7 +188,7 @@ async def post_retry(
 def list_runs(
     *,
     api: Parts,
-    caller: CustomerCaller,
+    caller: RunsReader,
     paging: PageAsked,
     state: Annotated[RunState | None, Query(description="Only runs in this state.")] = None,
     template: Annotated[Name | None, Query(description="Only runs of this template.")] = None,
@@ -205,7 +205,7 @@ def list_runs(
         where.append(Where("created_at", ">=", since))
     if until is not None:
         where.append(Where("created_at", "<", until))
-    rows = newest_first(api.service.datastore, SCHEDULED_PIPELINE_RUNS, where, after=paging.after, limit=paging.more)
+    rows = newest_first(caller.reads, SCHEDULED_PIPELINE_RUNS, where, after=paging.after, limit=paging.more)
     return paging.page(rows, partial(run_summary, api), ("created_at", "run_id"))
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from adapters.http.admin import Reason
 from adapters.http.api import Parts
-from adapters.http.auth import CustomerCaller
+from adapters.http.auth import Configurer
 from adapters.http.idempotency import RequestName
 from adapters.http.routing import WITH_BODY, customer_router
 from application.schedules import PauseSchedules, ResumeSchedules, Schedules, pause_schedules, resume_schedules
@@ -38,7 +38,7 @@ def _view(customer_id: str, schedules: Schedules) -> SchedulesView:
 @router.post("/pause", summary="Pause all schedules", responses=WITH_BODY)
 def post_pause(
     api: Parts,
-    caller: CustomerCaller,
+    caller: Configurer,
     name: RequestName,  # noqa: ARG001 - pausing twice is pausing once
     body: BecauseBody,
 ) -> SchedulesView:
@@ -53,7 +53,7 @@ def post_pause(
 @router.post("/resume", summary="Resume all schedules", responses=WITH_BODY)
 def post_resume(
     api: Parts,
-    caller: CustomerCaller,
+    caller: Configurer,
     name: RequestName,  # noqa: ARG001 - resuming twice is resuming once
     body: BecauseBody,
 ) -> SchedulesView:

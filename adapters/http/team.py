@@ -7,7 +7,7 @@ from fastapi import Body
 from pydantic import BaseModel
 
 from adapters.http.api import Parts
-from adapters.http.auth import CustomerCaller
+from adapters.http.auth import Configurer
 from adapters.http.idempotency import RequestName
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import WITH_BODY, customer_router
@@ -32,25 +32,25 @@ class TeamMemberView(BaseModel):
 
 
 @router.get("", summary="List team members")
-def list_members(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[TeamMemberView]:
+def list_members(caller: Configurer, paging: PageAsked) -> Page[TeamMemberView]:
     """The people of the customer, newest first."""
     where = [Where("customer_id", "=", caller.customer_id)]
-    rows = newest_first(api.service.datastore, CUSTOMER_TEAM_MEMBERS, where, after=paging.after, limit=paging.more)
+    rows = newest_first(caller.reads, CUSTOMER_TEAM_MEMBERS, where, after=paging.after, limit=paging.more)
     return paging.page(rows, TeamMemberView.model_validate, ("created_at", "member_id"))
 
 
 @router.post("", summary="Add a team member", responses=WITH_BODY)
 def post_member(
-    api: Parts, caller: CustomerCaller, name: RequestName, body: Annotated[NewTeamMember, Body(examples=[EXAMPLE])]
+    api: Parts, caller: Configurer, name: RequestName, body: Annotated[NewTeamMember, Body(examples=[EXAMPLE])]
 ) -> TeamMemberView:
     """Add a person, within the plan's limit."""
     command = AddTeamMember(**caller.stamp, **body.model_dump(exclude_unset=True), member_id=name.new_id())
     member_id = add_team_member(command, api.service.platform)
-    row = one(api.service.datastore, CUSTOMER_TEAM_MEMBERS, caller.customer_id, member_id)
+    row = one(caller.reads, CUSTOMER_TEAM_MEMBERS, caller.customer_id, member_id)
     return TeamMemberView.model_validate(row)
 
 
 @router.delete("/{member_id}", summary="Remove a team member", status_code=204)
-def delete_member(api: Parts, caller: CustomerCaller, member_id: str) -> None:
+def delete_member(api: Parts, caller: Configurer, member_id: str) -> None:
     """The person's place is free again."""
     remove_team_member(RemoveTeamMember(**caller.stamp, member_id=member_id), api.service.platform)

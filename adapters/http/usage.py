@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from adapters.http.api import Parts
-from adapters.http.auth import CustomerCaller
+from adapters.http.auth import UsageReader
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import customer_router
 from adapters.postgres.event_log import Datastore
@@ -82,15 +82,13 @@ def _at(row: Mapping[str, Any], now: datetime) -> UsageView:
 
 
 @router.get("", summary="Read usage")
-def get_usage(api: Parts, caller: CustomerCaller) -> UsageView:
+def get_usage(api: Parts, caller: UsageReader) -> UsageView:
     """Runs today and this month, runs going on now, the limits, what is left, and when counting starts again."""
-    return read_usage(api.service.datastore, caller.customer_id, api.now())
+    return read_usage(caller.reads, caller.customer_id, api.now())
 
 
 @router.get("/history", summary="Read usage day by day")
-def get_usage_history(api: Parts, caller: CustomerCaller, paging: PageAsked) -> Page[UsageDay]:
+def get_usage_history(caller: UsageReader, paging: PageAsked) -> Page[UsageDay]:
     """The days on which something was counted, newest first, with the limits of each day."""
-    rows = profiles.usage_history(
-        api.service.datastore, caller.customer_id, before=paging.before_day, limit=paging.more
-    )
+    rows = profiles.usage_history(caller.reads, caller.customer_id, before=paging.before_day, limit=paging.more)
     return paging.page(rows, UsageDay.model_validate, ("usage_date",))

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from adapters.kms import KeyGroup, associated_data, key_group
-from application.ports import KeyWrapper, Purpose, SealedFor
+from application.ports import KeyDestroyed, KeyWrapper, Purpose, SealedFor
 
 _FORMAT = b"\x01"
 _KEY_BITS, _ID_BYTES, _NONCE_BYTES, _TAG_BYTES = 256, 4, 12, 16
@@ -22,15 +22,6 @@ _HEADER_BYTES = len(_FORMAT) + _ID_BYTES
 _BODY_AT = _HEADER_BYTES + _NONCE_BYTES
 _WRAPPED_FOR = {KeyGroup.API_KEYS: Purpose.API_KEY, KeyGroup.CREDENTIALS: Purpose.CREDENTIAL}
 _DESTROYED = "The customer does not have the data key (any more) that is needed here."
-
-
-class KeyDestroyed(ValueError):  # noqa: N818 - it says what became of the key
-    """The customer does not have the data key (any more): what was sealed under it is gone.
-
-    So it is after an erasure, also when the same customer was given new keys since. The header alone cannot tell a
-    destroyed key's ciphertext from one that was moved here from another customer: that one is refused in these words
-    too.
-    """
 
 
 class DataKeyStore(Protocol):

@@ -6,11 +6,10 @@ import json
 import pytest
 from eventsourcing.persistence import StoredEvent
 
-from adapters.kms.vault import KeyDestroyed
 from application import customers, team
 from application.credentials import AddCredential, add_credential
 from application.mapper import UnreadableEvent
-from application.ports import Purpose, SealedFor
+from application.ports import KeyDestroyed, Purpose, SealedFor
 from application.provider_configs import ConfigureProvider, configure_provider
 from domain.customer_events import Onboarded, ProviderConfigured, TeamMemberAdded
 from tests.application.world import World

@@ -10,8 +10,8 @@ import pytest
 
 from adapters.kms.cloud import CloudKms
 from adapters.kms.local import LocalKeyFile
-from adapters.kms.vault import EnvelopeVault, KeyDestroyed
-from application.ports import Away, Purpose, SealedFor
+from adapters.kms.vault import EnvelopeVault
+from application.ports import Away, KeyDestroyed, Purpose, SealedFor
 from tests.contracts.kms_server import KmsServer
 
 CANARY = b"canary-9d27-plaintext-of-32-byte"

@@ -30,7 +30,7 @@ def test_it_says_who_did_what(acme, admin):
     assert newest["data"]["reason"] == "trial"
     assert onboarded["type"] == "customer.onboarded@1"
     assert onboarded["data"]["company_name"] == "ACME Corporation"
-    assert key["type"] == "customer.api-key-issued@1"
+    assert key["type"] == "customer.api-key-issued@2"
     assert opened["type"] == "subscription.opened@1"
 
 

@@ -7,7 +7,8 @@ from typing import Any, Final
 from adapters.postgres.event_log import Datastore
 
 _HOLDER: Final = (
-    "SELECT k.customer_id, k.api_key_id, p.status FROM customer_api_keys k JOIN customer_profiles p USING (customer_id)"
+    "SELECT k.customer_id, k.api_key_id, k.scopes, p.status"
+    " FROM customer_api_keys k JOIN customer_profiles p USING (customer_id)"
     " WHERE k.api_key_hash = %s AND k.is_active AND k.revoked_at IS NULL AND k.deleted_at IS NULL"
     " AND k.expires_at > %s AND p.deleted_at IS NULL"
 )
@@ -20,13 +21,17 @@ class Holder:
     customer_id: str
     api_key_id: str
     status: str
+    scopes: frozenset[str] | None
 
 
 def holder(datastore: Datastore, key_hash: str, now: datetime) -> Holder | None:
     """Who holds the key with that SHA-256 (in hex), if it works at `now`."""
     with datastore.reading() as cursor:
         row = cursor.execute(_HOLDER, (key_hash, now), prepare=True).fetchone()
-    return None if row is None else Holder(row["customer_id"], row["api_key_id"], row["status"])
+    if row is None:
+        return None
+    scopes = None if row["scopes"] is None else frozenset(row["scopes"])
+    return Holder(row["customer_id"], row["api_key_id"], row["status"], scopes)
 
 
 def active(datastore: Datastore, customer_id: str, now: datetime) -> list[dict[str, Any]]:
