@@ -3,7 +3,7 @@
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install run test check bench soak drill test-gcp lock clean FORCE
+.PHONY: install run test check lint secrets sbom audit bench soak drill test-gcp lock secrets-known clean FORCE
 
 install: $(INSTALLED)
 
@@ -13,12 +13,35 @@ run: install
 test: install
 	$(BIN)/pytest -n 2 -m "not soak and not gcp"
 
-check: install
+check: lint secrets sbom audit
+
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+
+# A text that looks like a key or a password, in any file that is kept, and that nobody has looked at.
+SCANNED = git ls-files -z -- . ':!*.lock' ':!.secrets.baseline'
+secrets: install
+	@mkdir -p build
+	@$(SCANNED) > build/scanned && test -s build/scanned || { echo "No list of files: is this a git checkout?" >&2; exit 1; }
+	@xargs -0 $(BIN)/detect-secrets-hook --no-verify --baseline .secrets.baseline < build/scanned
+
+# Says that everything found now has been looked at and is no secret. The change of the file is what a review looks at.
+secrets-known: install
+	@$(BIN)/detect-secrets scan --no-verify --slim --exclude-files '\.lock$$|^\.secrets\.baseline$$' > .secrets.baseline
+
+# What runs in production, as CycloneDX, for whoever watches over what is deployed: build/sbom.cdx.json.
+sbom: install
+	@mkdir -p build
+	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-format JSON \
+		--output-file build/sbom.cdx.json requirements.lock
+
+# Known vulnerabilities of what runs in production. Asks PyPI: without an answer for each package it fails.
+audit: install
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off --requirement requirements.lock
 
 # Prints one JSON object. The yardstick that benchmarks measure against is installed for them only.
 bench: install

@@ -12,6 +12,7 @@ from application.mapper import UnreadableEvent
 from application.ports import KeyDestroyed, Purpose, SealedFor
 from application.provider_configs import ConfigureProvider, configure_provider
 from domain.customer_events import Onboarded, ProviderConfigured, TeamMemberAdded
+from tests import canaries
 from tests.application.world import World
 
 COMPANY, EMAIL, PERSON = "Canary Company 4711", "canary4711@example.com", "Canary Person 4711"
@@ -54,22 +55,6 @@ def told(world) -> World:
     return world
 
 
-def disguises(text: str) -> set[bytes]:
-    """The text as it would look in other clothes; base64 has three, one for each place in a longer text."""
-    raw = text.encode()
-    found = {
-        raw,
-        raw.hex().encode(),
-        raw.hex().upper().encode(),
-        json.dumps(text)[1:-1].encode(),
-        text.encode("utf-16-le"),
-    }
-    for shift in range(3):
-        encoded = base64.b64encode(b"\0" * shift + raw)
-        found.add(encoded[4 if shift else 0 : len(encoded) // 4 * 4 - 4])
-    return found
-
-
 def table_bytes(world: World, table: str) -> bytes:
     """Everything in the table: as text, as JSON, and its binary columns as they are."""
     with world.datastore.reading() as cursor:
@@ -81,8 +66,7 @@ def table_bytes(world: World, table: str) -> bytes:
 
 
 def found_in(world: World, table: str, texts: list[str]) -> set[str]:
-    content = table_bytes(world, table)
-    return {text for text in texts if any(disguise in content for disguise in disguises(text))}
+    return canaries.found_in(table_bytes(world, table), texts)
 
 
 @pytest.mark.parametrize("table", ["stored_events", "snapshots", "data_keys"])
