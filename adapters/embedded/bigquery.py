@@ -1,6 +1,7 @@
 """BigQuery on a laptop and in tests: the emulator as a child process, watched, restarted, and wiped when damaged."""
 
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -52,6 +53,10 @@ _READY_SECONDS = 60
 _STOP_SECONDS = 10
 _SILENT_SECONDS = 60
 """How long it may leave /healthz without an answer: one long query blocks it whole."""
+_ASK_SECONDS = 30
+"""How often it is asked a query. After a write that failed for want of memory or disk it answers /healthz as before,
+and every query with an error, until it is started anew."""
+_QUESTION = json.dumps({"query": "SELECT 1", "useLegacySql": False, "timeoutMs": 5000})
 _RESIDENT_BYTES = 520 * 1024 * 1024
 """Where a restart is due: every job's result stays in its memory. Idle it takes 210 MB."""
 _SETTLED_SECONDS = 300
@@ -71,10 +76,18 @@ class EmbeddedBigQuery:
     nothing is removed and the start is tried again.
     """
 
-    def __init__(self, directory: Path, port: int, *, on_empty: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        *,
+        on_empty: Callable[[], None] = lambda: None,
+        ask_seconds: float = _ASK_SECONDS,
+    ) -> None:
         self._directory = directory.resolve()
         self._port = port
         self._on_empty = on_empty
+        self._ask_seconds = ask_seconds
         self._data = self._directory / "data"
         self._home = self._directory / "home"
         self._log_file = self._directory / "emulator.log"
@@ -82,7 +95,7 @@ class EmbeddedBigQuery:
         self._gate = threading.RLock()
         self._child: Child | None = None
         self._supervisor: Supervisor | None = None
-        self._answered_at = self._started_at = time.monotonic()
+        self._answered_at = self._started_at = self._asked_at = time.monotonic()
 
     def __enter__(self) -> Self:
         self.start()
@@ -113,8 +126,8 @@ class EmbeddedBigQuery:
     def start(self) -> str:
         """Start the emulator and return its URL once it answers.
 
-        From then on it is restarted whenever it dies, is silent for a minute, or has grown too large. Raises
-        `EmbeddedError` when the directory belongs to another process or the port is taken.
+        From then on it is restarted whenever it dies, is silent for a minute, only knows errors, or has grown too
+        large. Raises `EmbeddedError` when the directory belongs to another process or the port is taken.
         """
         prepare_directory(self._directory)
         with self._gate:
@@ -156,14 +169,24 @@ class EmbeddedBigQuery:
         child = self._child
         if child is None or not child.running:
             return False
+        return self._status("GET", "/healthz") == HTTPStatus.OK
+
+    def _status(self, method: str, path: str, body: str | None = None) -> int | None:
+        """What it answers within five seconds, None if nothing."""
         connection = HTTPConnection("127.0.0.1", self._port, timeout=5)
         try:
-            connection.request("GET", "/healthz")
-            return connection.getresponse().status == HTTPStatus.OK
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            return connection.getresponse().status
         except (OSError, HTTPException):
-            return False
+            return None
         finally:
             connection.close()
+
+    def _only_knows_errors(self) -> bool:
+        """Whether the simplest query is an error to it. No answer is none: it may be busy."""
+        self._asked_at = time.monotonic()
+        status = self._status("POST", "/bigquery/v2/projects/convergence-watch/queries", _QUESTION)
+        return status is not None and status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     def _ailing(self) -> str | None:
         child = self._child
@@ -174,6 +197,8 @@ class EmbeddedBigQuery:
             self._answered_at = now
         elif now - self._answered_at > _SILENT_SECONDS:
             return f"did not answer for {_SILENT_SECONDS} seconds"
+        if now - self._asked_at > self._ask_seconds and self._only_knows_errors():
+            return "answers every query with an error"
         if now - self._started_at > _SETTLED_SECONDS and self.resident_bytes > _RESIDENT_BYTES:
             return f"has grown to {self.resident_bytes // 2**20} MB"
         return None
@@ -242,7 +267,7 @@ class EmbeddedBigQuery:
             if isinstance(error, TimeoutError):
                 raise _DamagedError(str(error)) from None
             raise
-        self._answered_at = time.monotonic()
+        self._answered_at = self._asked_at = time.monotonic()
 
     def _check_answer(self, child: Child) -> None:
         if not child.running:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import psutil
 import pytest
 from google.auth.credentials import AnonymousCredentials
@@ -112,6 +113,20 @@ def test_a_stuck_emulator_is_not_healthy_and_can_be_restarted(tmp_path):
         emulator.restart()
         assert emulator.healthy()
         assert remembered(emulator.url) == [(1,)]
+
+
+def test_one_that_only_knows_errors_is_restarted(tmp_path):
+    """A write that could not be finished leaves it so, and it says all the while that it is well."""
+    with EmbeddedBigQuery(tmp_path / "bigquery", free_port(), ask_seconds=0.5) as server:
+        remember(server.url, "kept", 1)
+        broken = server.pid
+        psutil.Process(broken).rlimit(psutil.RLIMIT_FSIZE, (4096, 4096))
+        query = f"{server.url}/bigquery/v2/projects/laptop/queries"
+        many = "CREATE TABLE kept.many AS SELECT x FROM UNNEST(GENERATE_ARRAY(1, 100000)) AS x"
+        httpx.post(query, json={"query": many, "useLegacySql": False}, timeout=30)
+        assert httpx.post(query, json={"query": "SELECT 1", "useLegacySql": False}, timeout=30).status_code == 500
+        assert until(lambda: server.pid not in {broken, None} and server.healthy())
+        assert remembered(server.url) == [(1,)]
 
 
 @pytest.mark.parametrize("contents", [b"", b"garbage" * 10_000])
