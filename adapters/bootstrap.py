@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -15,21 +17,25 @@ from google.cloud import bigquery
 from adapters.bigquery.client import connect
 from adapters.bigquery.warehouse import EMULATED_WRITERS, WRITERS, BigQueryWarehouse
 from adapters.kms.cloud import CloudKms
+from adapters.kms.guarded import GuardedVault
 from adapters.kms.local import LocalKeyFile
 from adapters.kms.vault import EnvelopeVault
 from adapters.mail.outbox import OutboxMailer
 from adapters.mail.smtp import SmtpMailer
 from adapters.pipelines.engine import Engine
 from adapters.pipelines.registry import Registry
+from adapters.postgres import decryptions
 from adapters.postgres.checkpoints import PostgresCheckpoints, PostgresLog
 from adapters.postgres.credentials import SealedCredentials
 from adapters.postgres.data_keys import PostgresDataKeys
+from adapters.postgres.erasures import ErasedCustomers
 from adapters.postgres.event_log import Datastore
+from adapters.postgres.reads.erasures import is_erased
 from adapters.postgres.store import PostgresStore
 from adapters.settings import Settings
 from application.mapper import EventMapper
 from application.platform import Platform
-from application.ports import KeyWrapper, Mailer, PipelineRunner, Vault
+from application.ports import KeyWrapper, Mailer, PipelineRunner, Purpose
 from domain.envelope import Origin
 
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9_.@-]")
@@ -68,7 +74,8 @@ class Service:
     platform: Platform
     log: PostgresLog
     checkpoints: PostgresCheckpoints
-    vault: Vault
+    vault: GuardedVault
+    """Opens what this process is to open, but no credentials: those are opened by the engine alone."""
     bigquery: bigquery.Client
     warehouse: BigQueryWarehouse
     registry: Registry
@@ -85,10 +92,15 @@ class Service:
         self.warehouse.close()
 
 
+def key_file(settings: Settings) -> Path:
+    """Where the wrapping keys lie when there is no Cloud KMS."""
+    return settings.data_dir / "keys" / "wrapping.key"
+
+
 def key_wrapper(settings: Settings) -> KeyWrapper:
     """Cloud KMS where a key ring is configured, a key file under the data directory elsewhere."""
     if settings.kms_keyring is None:
-        return LocalKeyFile(settings.data_dir / "keys" / "wrapping.key")
+        return LocalKeyFile(key_file(settings))
     return CloudKms(
         project=settings.kms_project_id or settings.project,
         location=settings.kms_location,
@@ -108,14 +120,19 @@ def mailer(settings: Settings) -> Mailer:
 def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN401 - any part may be given
     """A service on the database at `dsn`. Connects to nothing yet.
 
-    `parts` replaces parts by name: `keys`, `mailer`, `engine`, `now`.
+    `parts` replaces parts by name: `keys`, `mailer`, `engine`, `now`, and `opens`: what this process may open of
+    customers' secrets, which is everything otherwise. Credentials are opened for a run that it holds, or not at all.
     """
     datastore = Datastore(dsn, size=settings.database_pool_size)
     store = PostgresStore(datastore)
     data_keys = PostgresDataKeys(dsn)
     keys = parts.get("keys") or key_wrapper(settings)
-    vault = EnvelopeVault(keys, data_keys)
-    mapper = EventMapper(vault)
+    opens = frozenset(parts.get("opens", Purpose))
+    envelope, record = EnvelopeVault(keys, data_keys), partial(decryptions.record, data_keys.datastore)
+    actor = f"service:{settings.worker_id}"
+    vault = GuardedVault(envelope, opens - {Purpose.CREDENTIAL}, record, actor=actor)
+    runs_vault = GuardedVault(envelope, opens & {Purpose.CREDENTIAL}, record, actor=actor)
+    mapper = EventMapper(vault, ErasedCustomers(data_keys.datastore).__contains__)
     client = connect(settings.project, emulator_url=settings.emulator_url, location=settings.gcp_location)
     registry = Registry.load()
     post = parts.get("mailer") or mailer(settings)
@@ -139,6 +156,7 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
             settings.customers_dataset_id,
             settings.gcp_location,
             writers=WRITERS if settings.emulator_url is None else EMULATED_WRITERS,
+            erased=partial(is_erased, datastore),
         ),
         registry=registry,
         engine=parts.get("engine")
@@ -146,7 +164,7 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
             registry=registry,
             client=client,
             central=settings.customers_dataset_id,
-            credentials=SealedCredentials(datastore, vault),
+            credentials=SealedCredentials(datastore, runs_vault),
             mailer=post,
             now=now,
             endpoint=settings.emulator_url,

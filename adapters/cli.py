@@ -10,8 +10,13 @@ import typer
 
 from adapters import (
     cli_backfill,
+    cli_encryption,
+    cli_billing,
+    cli_erase,
     cli_events,
     cli_export,
+    cli_notifications,
+    cli_keys,
     cli_projections,
     cli_rebuild,
     cli_replay,
@@ -40,12 +45,17 @@ app.add_typer(cli_roles.app)
 app.add_typer(cli_status.app)
 app.add_typer(cli_runs.app)
 app.add_typer(cli_backfill.app)
+app.add_typer(cli_billing.app)
+app.add_typer(cli_keys.app)
 app.add_typer(cli_events.app)
 app.add_typer(cli_replay.app)
 app.add_typer(cli_export.app)
+app.add_typer(cli_erase.app)
 app.add_typer(cli_projections.app)
+app.add_typer(cli_notifications.app)
 app.add_typer(cli_rebuild.app)
 app.add_typer(cli_verify.app)
+app.add_typer(cli_encryption.app)
 
 
 @app.command(epilog="Example: [bold]DATABASE_URL=postgresql://app:secret@db/app convergence migrate[/bold]")

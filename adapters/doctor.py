@@ -97,7 +97,9 @@ def _library_settings() -> Finding:
 
 def _database(place: Place, *, whole_log: bool, tell: Callable[[str, int, int], None] | None) -> list[Finding]:
     from adapters.database import connected  # noqa: PLC0415 - wrong settings are told without loading all of it
+    from adapters.doctor_erasures import examine_erasures  # noqa: PLC0415
     from adapters.doctor_log import examine_log  # noqa: PLC0415
+    from adapters.postgres.schema import is_current  # noqa: PLC0415
     from adapters.progress import untold  # noqa: PLC0415
 
     if place.dsn is None:
@@ -107,6 +109,7 @@ def _database(place: Place, *, whole_log: bool, tell: Callable[[str, int, int], 
             return [
                 *_database_findings(connection),
                 *examine_log(connection, whole=whole_log, tell=tell or untold),
+                *([examine_erasures(connection, place)] if is_current(connection) else []),
             ]
     except Unable as unable:
         return [Finding("PostgreSQL", Result.FAIL, str(unable), "Start the database, or correct DATABASE_URL.")]
@@ -129,6 +132,18 @@ def _database_findings(connection: Connection[DictRow]) -> Iterator[Finding]:
         return
     yield Finding("schema", Result.OK, "current")
     yield from _projections(connection)
+    yield _notifications(connection)
+
+
+def _notifications(connection: Connection[DictRow]) -> Finding:
+    from adapters.notifications.deliveries import counts_on  # noqa: PLC0415
+    from adapters.problems import undelivered  # noqa: PLC0415
+
+    counts = counts_on(connection)
+    found = next(undelivered(counts.dead), None)
+    if found is not None:
+        return Finding("notifications", Result.WARN, found.problem, found.remedy)
+    return Finding("notifications", Result.OK, f"{counts.pending} wait, none was given up")
 
 
 def _durability(connection: Connection[DictRow]) -> Finding:

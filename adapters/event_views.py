@@ -8,7 +8,7 @@ from eventsourcing.persistence import Notification
 from pydantic import BaseModel, Field
 
 from application.mapper import EventMapper, Recorded, UnreadableEvent, envelope_of
-from application.ports import SealedFor, Vault
+from application.ports import Opener, SealedFor, Vault
 from application.shown import shown
 from domain.envelope import Envelope
 
@@ -48,7 +48,7 @@ class Closed:
     def seal(self, plaintext: bytes, owner: SealedFor) -> NoReturn:  # noqa: ARG002 - the port's signature
         raise self._refused(owner.customer_id)
 
-    def open(self, ciphertext: bytes, owner: SealedFor) -> bytes:  # noqa: ARG002 - the port's signature
+    def open(self, ciphertext: bytes, owner: SealedFor, by: Opener | None = None) -> bytes:  # noqa: ARG002 - the port's
         """Raises `ValueError`."""
         raise self._refused(owner.customer_id)
 
@@ -63,10 +63,10 @@ class Lenient(Closed):
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
 
-    def open(self, ciphertext: bytes, owner: SealedFor) -> bytes:
+    def open(self, ciphertext: bytes, owner: SealedFor, by: Opener | None = None) -> bytes:
         """Raises `Away` when the wrapping key is away."""
         try:
-            return self._vault.open(ciphertext, owner)
+            return self._vault.open(ciphertext, owner, by)
         except ValueError:
             return SEALED.encode()
 

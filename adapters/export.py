@@ -13,6 +13,7 @@ from psycopg import Connection
 from psycopg.rows import DictRow
 
 from adapters.archive.manifest import (
+    FORMAT,
     MANIFEST,
     UNFINISHED,
     EventLine,
@@ -51,8 +52,9 @@ _COUNT: Final = (
 )
 _COUNT_OF: Final = f"{_COUNT} AND customer_id = %(customer)s"
 _KEYS: Final = (
-    "SELECT customer_id, purpose, wrapped, created_at FROM data_keys"
-    " WHERE %(customer)s::text IS NULL OR customer_id = lower(%(customer)s) ORDER BY customer_id, purpose"
+    "SELECT customer_id, purpose, wrapped, created_at, name, version, retired_at, seals_personal FROM data_keys"
+    " WHERE %(customer)s::text IS NULL OR customer_id = lower(%(customer)s)"
+    " ORDER BY customer_id, purpose, created_at"
 )
 _SEALS: Final = (
     "SELECT last_position, first_position, events, digests, hash, sealed_at FROM log_seals"
@@ -216,6 +218,7 @@ class _Export:
             seals = (*seals, new) if new.lines else seals
         self._keep(
             MANIFEST,
+            format=FORMAT,
             finished_at=datetime.now(UTC),
             schema=schema.migrations()[-1],
             revision=revision,

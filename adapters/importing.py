@@ -1,10 +1,11 @@
 """Importing an archive into an empty store: all of it or nothing, with what the log does not say made up for."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import psycopg
 from eventsourcing.persistence import Notification
@@ -17,21 +18,21 @@ from adapters.archive.reading import Archive
 from adapters.archive.writing import replace
 from adapters.bootstrap import key_wrapper
 from adapters.kms.local import KeyFileRefused
-from adapters.kms.vault import EnvelopeVault
-from adapters.postgres import channels, schema
+from adapters.kms.vault import EnvelopeVault, StoredKey
+from adapters.postgres import channels, erasures, schema
 from adapters.postgres.beside import TEMPORARY, Beside
 from adapters.postgres.maintenance import maintenance
 from adapters.process import Unable
 from adapters.progress import Tell, untold
 from adapters.settings import Settings
-from application.mapper import EventMapper, UnreadableEvent
+from application.mapper import EventMapper, UnreadableEvent, envelope_of
 from application.ports import KeyWrapper
-from domain.projection import POSTGRES, WELCOME, EventSkipped
+from domain.projection import NOTIFICATIONS, POSTGRES, EventSkipped
 from projections.follow import Placed
 from projections.tables import CENTRAL
 
 _PAGE: Final = 5_000
-_KEPT: Final = ("stored_events", "data_keys", "log_seals", "snapshots", "run_leases")
+_KEPT: Final = ("stored_events", "data_keys", "log_seals", "snapshots", "run_leases", "erasures")
 """What has to be empty beside the projected tables."""
 
 _LOCK: Final = "LOCK TABLE stored_events, data_keys, log_seals, checkpoints IN SHARE ROW EXCLUSIVE MODE"
@@ -44,6 +45,14 @@ _EVENTS: Final = (
 )
 _SEALS: Final = (
     "COPY log_seals (last_position, first_position, events, digests, hash, sealed_at) FROM STDIN (FORMAT BINARY)"
+)
+_DATA_KEYS: Final = (
+    "COPY imported_keys (customer_id, purpose, wrapped, created_at, name, version, retired_at, seals_personal)"
+    " FROM STDIN (FORMAT BINARY)"
+)
+_KEYS_OF: Final = (
+    "SELECT purpose, wrapped, name, retired_at, seals_personal FROM imported_keys WHERE customer_id = lower(%s)"
+    " ORDER BY created_at DESC"
 )
 _SET_POSITION: Final = "SELECT setval(pg_get_serial_sequence('stored_events', 'notification_id'), %s)"
 # Their workers are not of this store: as if all of them had died, their runs are taken over.
@@ -116,29 +125,36 @@ class _Keys:
         connection.execute("CREATE TEMPORARY TABLE imported_keys (LIKE data_keys INCLUDING INDEXES)")
         with (
             connection.cursor() as cursor,
-            cursor.copy(
-                "COPY imported_keys (customer_id, purpose, wrapped, created_at) FROM STDIN (FORMAT BINARY)"
-            ) as copy,
+            cursor.copy(_DATA_KEYS) as copy,
         ):
-            copy.set_types(["text", "text", "bytea", "timestamptz"])
+            copy.set_types(["text", "text", "bytea", "timestamptz", "bytea", "text", "timestamptz", "bool"])
             for key in archive.data_keys():
-                copy.write_row((key.customer_id, key.purpose, key.wrapped, key.created_at))
+                personal = key.purpose == "credentials" if key.seals_personal is None else key.seals_personal
+                row = (key.customer_id, key.purpose, key.wrapped, key.created_at, key.name, key.version)
+                copy.write_row((*row, key.retired_at, personal))
 
-    def get(self, customer_id: str, purpose_group: str) -> bytes | None:
-        row = self._connection.execute(
-            "SELECT wrapped FROM imported_keys WHERE customer_id = lower(%s) AND purpose = %s",
-            (customer_id, purpose_group),
-            prepare=True,
-        ).fetchone()
-        return None if row is None else bytes(row["wrapped"])
+    def keys(self, customer_id: str) -> Sequence[StoredKey]:
+        rows = self._connection.execute(_KEYS_OF, (customer_id,), prepare=True).fetchall()
+        return [
+            StoredKey(
+                purpose=row["purpose"],
+                wrapped=bytes(row["wrapped"]),
+                name=None if row["name"] is None else bytes(row["name"]),
+                retired=row["retired_at"] is not None,
+                seals_personal=row["seals_personal"],
+            )
+            for row in rows
+        ]
 
-    def add(self, customer_id: str, purpose_group: str, wrapped: bytes) -> bytes:
-        """Refused: reading a log makes no keys."""
-        raise ValueError(f"A data key of {customer_id} for {purpose_group} ({len(wrapped)} bytes) is not to be made.")
+    def get(self, customer_id: str, purpose: str) -> bytes | None:
+        """The one that seals."""
+        found = (key.wrapped for key in self.keys(customer_id) if key.purpose == purpose and not key.retired)
+        return next(found, None)
 
-    def delete(self, customer_id: str) -> None:
-        """Refused, as making one is."""
-        raise ValueError(f"The data keys of {customer_id} are not to be deleted.")
+    def _refused(self, customer_id: str, *_: object, **__: object) -> NoReturn:
+        raise ValueError(f"The data keys of {customer_id} are only read here: reading a log makes and changes none.")
+
+    add = replace = delete = _refused
 
 
 class _Import:
@@ -147,6 +163,7 @@ class _Import:
     def __init__(self, connection: Connection[DictRow], archive: Archive) -> None:
         self._connection = connection
         self._archive = archive
+        self._erased: dict[str, datetime] = {}
         row = connection.execute("SELECT current_schema() AS live").fetchone()
         self._live = row["live"] if row else "public"
 
@@ -179,7 +196,7 @@ class _Import:
 
     def make_rows(self, keys: KeyWrapper, tell: Tell) -> None:
         """Compare the chain, and make all rows of the operational tables, for nobody else to see."""
-        mapper = EventMapper(EnvelopeVault(keys, _Keys(self._connection, self._archive)))
+        mapper = EventMapper(EnvelopeVault(keys, _Keys(self._connection, self._archive)), self._erased.__contains__)
         skipped = self._skipped(mapper, tell)
         beside = Beside(self._connection, TEMPORARY, CENTRAL)
         beside.create()
@@ -188,9 +205,11 @@ class _Import:
         self._beside = beside
 
     def _skipped(self, mapper: EventMapper, tell: Tell) -> frozenset[int]:
-        """The events that an operator had the operational tables pass over."""
+        """The events that an operator had the operational tables pass over. On the way, who was erased is noted."""
         skipped = set()
         for line, _ in self._archive.events(tell, "Chain"):
+            if line.topic.startswith("customer.erased@") and (envelope := envelope_of(_stored(line))) is not None:
+                self._erased[envelope.customer_id] = envelope.at
             if line.topic.startswith("projection."):
                 decoded = [recorded.event for recorded in mapper.to_domain_events(_stored(line))]
                 skipped |= {e.position for e in decoded if isinstance(e, EventSkipped) and e.projection == POSTGRES}
@@ -214,11 +233,12 @@ class _Import:
             rows += self._connection.execute(insert).rowcount
             tell("Tables", number, len(CENTRAL))
         self._connection.execute(SQL("INSERT INTO data_keys SELECT * FROM imported_keys"))
+        erasures.note_imported(self._connection, self._erased)
         running = self._connection.execute(SQL(_LEASES).format(self._named("scheduled_pipeline_runs"))).rowcount
         if manifest.events:
             self._connection.execute(_SET_POSITION, (manifest.last_position,))
-            # Customers have had their welcome. Every other projection reads the log from its beginning.
-            self._connection.execute(_PASSED, (WELCOME, manifest.last_position))
+            # Customers have been told of all of it. Every other projection reads the log from its beginning.
+            self._connection.execute(_PASSED, (NOTIFICATIONS, manifest.last_position))
         self._connection.execute(_WAKE, ([channels.LOG, channels.QUEUE, channels.SCHEDULES],))
         return Imported(
             directory=str(self._archive.directory),

@@ -27,12 +27,14 @@ def problems(
     longest_wait_s: float | None,
     overdue_s: Mapping[str, float],
     wait_s: float = WAIT_S,
+    given_up: int = 0,
     full: bool = False,
 ) -> list[Problem]:
     """Slots that nobody triggers, runs that no worker starts or a dead one holds, projections that do not go on.
 
     `longest_wait_s` is how long the first of the runs that could start waits, `overdue_s` says of each worker id for
-    how long the oldest of its leases has been over. `full` says that the database's disk was.
+    how long the oldest of its leases has been over. `given_up` deliveries were so within a day. `full` says that
+    the database's disk was.
     """
     return [
         *([FULL] if full else []),
@@ -40,7 +42,18 @@ def problems(
         *_runs_left_waiting(status, longest_wait_s, wait_s),
         *_runs_left_behind(status, overdue_s),
         *problems_of(status.projections),
+        *undelivered(given_up),
     ]
+
+
+def undelivered(given_up: int) -> Iterator[Problem]:
+    """What to do about deliveries of notifications that were given up."""
+    if given_up:
+        were = "1 delivery of a notification was" if given_up == 1 else f"{given_up} deliveries of notifications were"
+        yield Problem(
+            problem=f"{were} given up.",
+            remedy="convergence notifications list --state DEAD says why; convergence notifications replay ID retries.",
+        )
 
 
 def _slots_late(status: StatusView) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""The projector process: follows the log into BigQuery, and sends what the log says is to be sent."""
+"""The projector process: follows the log into BigQuery and into the outbox, and delivers what customers are told."""
 
 import logging
 import threading
@@ -9,19 +9,24 @@ from typing import Final
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from adapters.bigquery.client import NotThere
-from adapters.bootstrap import Service
+from adapters.bootstrap import Service, utc_now
 from adapters.chain.sealer import Sealer
-from adapters.postgres.channels import LOG
+from adapters.eraser import Eraser
+from adapters.granter import Granter
+from adapters.notifications.deliverer import Deliverer, couriers
+from adapters.notifications.outbox import Outbox
+from adapters.postgres.channels import DATA_KEYS, LOG
+from adapters.postgres.channels import NOTIFICATIONS as NEWS
 from adapters.postgres.checkpoints import Lead, leading
 from adapters.postgres.listener import Listener
 from adapters.postgres.reads.projections import skipped
 from adapters.rebuild import Rebuilder
-from adapters.welcome import Welcomer
 from application.mapper import UnreadableEvent
 from application.ports import Away
-from domain.projection import WAREHOUSE, WELCOME
+from domain.projection import NOTIFICATIONS, WAREHOUSE
 from projections.follow import (
     MOST,
+    Checkpoints,
     Handle,
     Overtaken,
     Placed,
@@ -51,12 +56,14 @@ class NoPlace(Exception):  # noqa: N818 - it says what is missing
 
 def run_projector(service: Service, stop: threading.Event) -> None:
     """Follow the log with every projection until `stop` is set. One process leads each projection at a time."""
+    outbox = Outbox(service.datastore, utc_now)
     followers = [
         Follower(service, WAREHOUSE, into_warehouse(service), stop, before=service.warehouse.ensure_central, most=MOST),
-        Follower(service, WELCOME, Welcomer(service).handle, stop),
+        Follower(service, NOTIFICATIONS, outbox.handle, stop, checkpoints=outbox),
     ]
 
     sealer = Sealer(service, stop)
+    deliverers = [Deliverer(service.datastore, courier, stop) for courier in couriers(service)]
 
     wakes = [*(follower.wake for follower in followers), sealer.wake]
 
@@ -64,9 +71,13 @@ def run_projector(service: Service, stop: threading.Event) -> None:
         for wake in wakes:
             wake.set()
 
-    listener = Listener(service.dsn, {LOG: wake_all})
+    def deliver_all(_: str) -> None:
+        for deliverer in deliverers:
+            deliverer.wake.set()
+
+    listener = Listener(service.dsn, {LOG: wake_all, NEWS: deliver_all, DATA_KEYS: service.vault.forget})
     listener.start()
-    threads = [*followers, sealer, Rebuilder(service, stop)]
+    threads = [*followers, *deliverers, sealer, Rebuilder(service, stop), Eraser(service, stop), Granter(service, stop)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -106,7 +117,8 @@ class Follower(threading.Thread):
 
     An event that it can make nothing of stops it right there, until the event can be read or an operator has it passed
     over. It says so in the log of the process when it begins and every `tell_again_s` seconds, and in its checkpoint.
-    While it is far behind it handles up to `most` events at once.
+    While it is far behind it handles up to `most` events at once. `checkpoints` moves on where that is to be one
+    transaction with what is handled.
     """
 
     def __init__(
@@ -118,6 +130,7 @@ class Follower(threading.Thread):
         *,
         before: Before | None = None,
         most: int = 0,
+        checkpoints: Checkpoints | None = None,
         tell_again_s: float = _TELL_AGAIN_S,
     ) -> None:
         super().__init__(name=f"follow {name}")
@@ -126,6 +139,7 @@ class Follower(threading.Thread):
         self._handle = handle
         self._before = before
         self._most = most
+        self._checkpoints = checkpoints or service.checkpoints
         self._stop_asked = stop
         self._tell_again_s = tell_again_s
         self._problem: Problem | None = None
@@ -224,7 +238,7 @@ class Follower(threading.Thread):
                 self._projection,
                 service.log,
                 self._handle_and_note,
-                service.checkpoints,
+                self._checkpoints,
                 most=self._most,
                 stop=ends,
                 skipping=self._skipped(),

@@ -17,9 +17,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from adapters.bigquery.staging import Staging
+from adapters.bigquery.staging import SUFFIX, Staging
 from adapters.bootstrap import Service
+from adapters.granter import grants_of
+from adapters.postgres import grants
 from adapters.postgres.checkpoints import leading
+from adapters.postgres.reads.erasures import is_erased
 from application.ports import Away
 from domain.projection import WAREHOUSE
 from projections.follow import Placed
@@ -49,7 +52,13 @@ class WarehouseTables:
         self._service = service
         self._stop = stop
         self._central = settings.customers_dataset_id
-        self._staging = Staging(service.bigquery, settings.project, self._central, settings.gcp_location)
+        self._staging = Staging(
+            service.bigquery,
+            settings.project,
+            self._central,
+            settings.gcp_location,
+            erased=partial(is_erased, service.datastore),
+        )
 
     def close(self) -> None:
         self._staging.close()
@@ -83,7 +92,9 @@ class WarehouseTables:
                 raise Away("The projector does not give way to the rebuild.")
             reached = checkpoints.position(WAREHOUSE)
             self._patiently(lambda: follow(self._staging.write, loaded_at, reached), patience_s)
+            self._patiently(lambda: grants_of(self._service).bind_staged(tables, SUFFIX), patience_s)
             self._patiently(self._staging.swap_all, patience_s)
+            grants.tell_again(self._service.datastore)
             # A lead is lost with its connection, and then another projector moved on in tables that are gone.
             moved, there = checkpoints.position(WAREHOUSE), max(loaded_at, reached)
             self._patiently(lambda: follow(self._service.warehouse.write, there, moved), patience_s)

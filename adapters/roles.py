@@ -3,7 +3,7 @@
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -21,7 +21,7 @@ from adapters.running import Place
 from adapters.scheduler import run_scheduler, run_takeover
 from adapters.settings import Settings
 from adapters.worker import run_worker
-from application.ports import Away
+from application.ports import Away, Purpose
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,16 @@ class Role(StrEnum):
     WORKER = "worker"
     PROJECTOR = "projector"
 
+
+OPENS: Final[Mapping[Role, frozenset[Purpose]]] = {
+    # It shows a first API key once, and executes a run when it is asked to: as the worker that it then is.
+    Role.API: frozenset({Purpose.PERSONAL, Purpose.API_KEY, Purpose.CREDENTIAL}),
+    Role.SCHEDULER: frozenset({Purpose.PERSONAL}),
+    Role.WORKER: frozenset({Purpose.PERSONAL, Purpose.CREDENTIAL}),
+    # It signs what is posted to customers' endpoints.
+    Role.PROJECTOR: frozenset({Purpose.PERSONAL, Purpose.WEBHOOK}),
+}
+"""What a process of one role alone opens of what customers have sealed."""
 
 _WORK: Final[dict[Role, Callable[[Service, threading.Event, Presence], None]]] = {
     Role.SCHEDULER: lambda service, stop, _: run_scheduler(service, stop),
@@ -86,6 +96,8 @@ def _serve_http(
         log_config=None,
         access_log=False,
         server_header=False,
+        # TRUSTED_PROXIES says whose word is taken.
+        proxy_headers=False,
         ws="none",
         lifespan="on",
         timeout_keep_alive=20,
@@ -105,7 +117,7 @@ def run_role(role: Role, place: Place, shutdown: Shutdown, announce: Callable[[]
     """Run one role until a signal comes; returns when it has stopped. Raises `Unable` with a sentence."""
     settings = place.settings
     listener = bind(settings.host, settings.port) if role is Role.API else None
-    service = opened(place)
+    service = opened(place, OPENS[role])
     try:
         if shutdown.is_due:
             return
@@ -131,18 +143,21 @@ def end(groups: Sequence[Sequence[Part]]) -> None:
         raise Late(f"The {' and the '.join(late)} did not stop in time; what was in hand is taken over by others.")
 
 
-def opened(place: Place) -> Service:
-    """The service on the database of `place`, whose schema fits this code. Raises `Unable`."""
+def opened(place: Place, opens: Collection[Purpose] = frozenset({Purpose.PERSONAL})) -> Service:
+    """The service on the database of `place`, whose schema fits this code. Raises `Unable`.
+
+    `opens` is what it may open of customers' secrets.
+    """
     with connected(place.dsn) as connection:
         if not schema.is_current(connection):
             raise Unable("The database's schema is not this version's: run `convergence migrate` first.")
-    return built(place.settings, required(place.dsn))
+    return built(place.settings, required(place.dsn), opens)
 
 
-def built(settings: Settings, dsn: str) -> Service:
+def built(settings: Settings, dsn: str, opens: Collection[Purpose] = frozenset(Purpose)) -> Service:
     """`bootstrap.build`, with what can be wrong on this machine said in a sentence by `Unable`."""
     try:
-        service = build(settings, dsn)
+        service = build(settings, dsn, opens=opens)
     except (ValueError, KeyFileRefused, Away) as error:
         raise Unable(str(error)) from error
     except OSError as error:

@@ -17,6 +17,7 @@ from application.mapper import EventMapper, Recorded
 from application.platform import Platform
 from application.runs import run_history
 from projections.project import central_rows
+from projections.rows import Forget
 from projections.tables import SCHEDULED_PIPELINE_RUNS
 
 _PAGE: Final = 1000
@@ -72,7 +73,9 @@ def _transitions(datastore: Datastore, recorded: list[Recorded]) -> list[Transit
     for r in recorded:
         row = rows.get(str(r.envelope.stream_id))
         for change in central_rows(r.event, r.envelope):
-            if row is not None and change.table is SCHEDULED_PIPELINE_RUNS and "state" in change.values:
+            if row is None or change.table is not SCHEDULED_PIPELINE_RUNS or isinstance(change, Forget):
+                continue
+            if "state" in change.values:
                 # Not yet known at that event, unless it tells them.
                 later = {"attempt": getattr(r.event, "attempt", row["attempt"])} | dict.fromkeys(_TOLD_AT_THE_END)
                 shown = {**row, **later, **change.values}

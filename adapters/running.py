@@ -79,6 +79,11 @@ class Place:
         """Where the API is, or would be."""
         return self.serve.url if self.serve else f"http://{reachable_host(self.settings.host)}:{self.settings.port}"
 
+    @property
+    def has_bigquery(self) -> bool:
+        """Whether one is configured, or a local one runs."""
+        return self.serve is not None or not self.settings.embedded_bigquery
+
 
 def locate(settings: Settings) -> Place:
     """What the settings name; what they leave open is taken from the `serve` that runs on the data directory."""

@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from adapters.bootstrap import Service, origin
-from adapters.postgres.channels import SCHEDULES
+from adapters.deadlines import Deadlines
+from adapters.postgres.channels import DATA_KEYS, SCHEDULES
 from adapters.postgres.listener import Listener
 from adapters.process import rest
 from application.execution import LEASE_SECONDS, TakeOver, take_over
@@ -43,10 +44,12 @@ def trigger_now(service: Service, by: Origin, *, turn_s: float = TURN_S) -> Trig
 def run_scheduler(service: Service, stop: threading.Event) -> None:
     """Trigger due slots until `stop` is set. Any number of these may run: a slot is scheduled once."""
     wake = threading.Event()
-    listener = Listener(service.dsn, {SCHEDULES: lambda _: wake.set()})
+    listener = Listener(service.dsn, {SCHEDULES: lambda _: wake.set(), DATA_KEYS: service.vault.forget})
     listener.start()
+    deadlines = Deadlines(service)
     try:
         while not stop.is_set():
+            deadlines.meet(stop)
             # Cleared before looking, so that what comes while we look wakes us again.
             wake.clear()
             pause = _step(service)

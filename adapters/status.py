@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from adapters.notifications import deliveries
 from adapters.postgres import processes
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.processes import Seen
@@ -49,7 +50,14 @@ def look(datastore: Datastore, *, wait_s: float = WAIT_S, dead_after_s: float = 
     )
     overdue = {worker_id: seconds for worker_id, (_, seconds) in held.items()}
     longest = totals.get("longest_startable_seconds")
-    found = problems(status, longest_wait_s=longest, overdue_s=overdue, wait_s=wait_s, full=datastore.full)
+    found = problems(
+        status,
+        longest_wait_s=longest,
+        overdue_s=overdue,
+        wait_s=wait_s,
+        given_up=deliveries.counts(datastore).dead_today,
+        full=datastore.full,
+    )
     return status.model_copy(update={"problems": found})
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from adapters.bootstrap import Service
 from adapters.postgres import waiting
-from adapters.postgres.channels import QUEUE, STOP
+from adapters.postgres.channels import DATA_KEYS, QUEUE, STOP
 from adapters.postgres.listener import Listener
 from adapters.process import Part, Shutdown, Unable, rest
 from adapters.provisioner import provision_pending
@@ -67,7 +67,10 @@ def run_worker(
     """
     settings = service.settings
     wake, beat_now, failing = threading.Event(), threading.Event(), Shutdown()
-    listener = Listener(service.dsn, {QUEUE: lambda _: wake.set(), STOP: lambda _: beat_now.set()})
+    listener = Listener(
+        service.dsn,
+        {QUEUE: lambda _: wake.set(), STOP: lambda _: beat_now.set(), DATA_KEYS: service.vault.forget},
+    )
     with (
         Worker(service, settings.worker_id, timing=timing, let_go=wake.set) as worker,
         ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="run") as pool,

@@ -3,7 +3,8 @@
 import hashlib
 import secrets
 import string
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -14,7 +15,7 @@ from application.pipelines import upcoming
 from application.platform import Platform, Transaction
 from application.ports import Purpose, SealedFor, Vault, Warehouse
 from domain import identity
-from domain.customer import KEY_LIFE, Customer
+from domain.customer import KEY_LIFE, Customer, Status
 from domain.customer_events import ApiKeyIssued, Onboarded
 from domain.pipeline_run import Priority
 from domain.plans import Plan
@@ -59,9 +60,20 @@ class Issued:
     plan: Plan
     company_name: str
     new_customer: bool
+    replaced: Mapping[str, datetime] = field(default_factory=dict)
+    """The ids of the keys that it replaces, each with the instant until which it works."""
 
 
-def sealed_key(customer_id: str, api_key_id: str, key_part: SecretStr, command: Command, vault: Vault) -> ApiKeyIssued:
+def sealed_key(
+    customer_id: str,
+    api_key_id: str,
+    key_part: SecretStr,
+    command: Command,
+    vault: Vault,
+    *,
+    name: str = "",
+    scopes: Sequence[str] | None = None,
+) -> ApiKeyIssued:
     """The event that issues the key `{customer_id}_api_{key_part}`; the vault must have been prepared."""
     key = f"{customer_id}_api_{key_part.get_secret_value()}".encode()
     return ApiKeyIssued(
@@ -70,6 +82,8 @@ def sealed_key(customer_id: str, api_key_id: str, key_part: SecretStr, command: 
         sealed_key=vault.seal(key, SealedFor(customer_id, api_key_id, Purpose.API_KEY)),
         last4=key[-4:].decode(),
         expires_at=command.at + KEY_LIFE,
+        name=name,
+        scopes=None if scopes is None else tuple(sorted(set(scopes))),
     )
 
 
@@ -101,21 +115,8 @@ def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
         tx.lock([customer_id])
         customer, subscription = tx.customer(customer_id), tx.subscription(customer_id)
         if customer.state is None:
-            customer.append(
-                [
-                    Onboarded(
-                        customer_id=customer_id,
-                        company_name=command.company_name,
-                        admin_email=command.admin_email,
-                        plan=command.subscription_plan,
-                        stripe_customer_id=command.stripe_customer_id,
-                    ),
-                    issued,
-                ]
-            )
-            opened = open_subscription(customer_id, command.subscription_plan, command.at)
-            subscription.append([opened])
-            return answer(opened.plan, command.company_name, new=True)
+            join(tx, command, issued, command.at)
+            return answer(command.subscription_plan, command.company_name, new=True)
         _refuse_takeover(customer.state, command)
         if command.api_key_id in customer.state.api_keys:
             raise Conflict("This API key was issued before, and is shown only once.")
@@ -126,6 +127,19 @@ def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
         return answer(subscription.must("").plan, customer.state.company_name, new=False)
 
     return platform.once(command, work, lambda tx: issued_before(tx, customer_id, command.api_key_id, command.at))
+
+
+def join(tx: Transaction, new: NewCustomer, issued: ApiKeyIssued, at: datetime) -> None:
+    """Make a customer that does not exist: with its first key, which its welcome mail leads to, and a subscription."""
+    onboarded = Onboarded(
+        customer_id=new.customer_id,
+        company_name=new.company_name,
+        admin_email=new.admin_email,
+        plan=new.subscription_plan,
+        stripe_customer_id=new.stripe_customer_id,
+    )
+    tx.customer(new.customer_id).append([onboarded, issued])
+    tx.subscription(new.customer_id).append([open_subscription(new.customer_id, new.subscription_plan, at)])
 
 
 def issued_before(tx: Transaction, customer_id: str, api_key_id: str, at: datetime) -> Issued:
@@ -140,16 +154,31 @@ def issued_before(tx: Transaction, customer_id: str, api_key_id: str, at: dateti
         plan=tx.subscription(customer_id).must("No such customer.").plan,
         company_name=state.company_name,
         new_customer=False,
+        replaced=replaced_by(state, api_key_id, at),
     )
 
 
+def replaced_by(customer: Customer, api_key_id: str, at: datetime) -> Mapping[str, datetime]:
+    """The other keys of the same name that work at `at`, each with its end."""
+    key = customer.api_keys.get(api_key_id)
+    others = customer.keys_named(key.name, at) if key else []
+    return {other: customer.api_keys[other].expires_at for other in others if other != api_key_id}
+
+
 def _refuse_stranger(tx: Transaction, command: Onboard) -> None:
-    if not tx.repeated:
-        _refuse_takeover(tx.customer(command.customer_id).state, command)
+    known = tx.customer(command.customer_id).state
+    # No keys are made for whoever was erased, not even for one who asks again.
+    if not tx.repeated or (known is not None and known.status is Status.ERASED):
+        _refuse_takeover(known, command)
 
 
 def _refuse_takeover(known: Customer | None, command: Onboard) -> None:
-    if known is not None and (command.known_as == "nobody" or known.customer_id != command.customer_id):
+    if known is not None and (
+        command.known_as == "nobody"
+        or known.customer_id != command.customer_id
+        # An id stays taken for ever, and nobody is told whose it was.
+        or known.status is Status.ERASED
+    ):
         raise Conflict(
             "This customer_id is taken. Its owner can onboard it again with X-API-Key, an operator with X-Admin-Key."
         )

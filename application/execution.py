@@ -96,7 +96,8 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
     configurations = tx.session.configurations(
         {(run.customer_id, run.order.provider, run.order.domain) for run in claimed.values()}
     )
-    return [_order(run_id, run, configurations) for run_id, run in claimed.items()], len(found)
+    worker = command.worker_id
+    return [_order(run_id, run, worker, configurations) for run_id, run in claimed.items()], len(found)
 
 
 def _start(run_id: str, run: PipelineRun) -> Start:
@@ -106,7 +107,9 @@ def _start(run_id: str, run: PipelineRun) -> Start:
     return Start(run_id, pipeline=pipeline, backfill=trigger is Trigger.BACKFILL)
 
 
-def _order(run_id: str, run: PipelineRun, configurations: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> RunOrder:
+def _order(
+    run_id: str, run: PipelineRun, worker_id: str, configurations: Mapping[tuple[str, str, str], Mapping[str, Any]]
+) -> RunOrder:
     order = run.order
     return RunOrder(
         run_id=run_id,
@@ -119,6 +122,7 @@ def _order(run_id: str, run: PipelineRun, configurations: Mapping[tuple[str, str
         run_date=order.run_date,
         parameters=order.parameters,
         configuration=configurations.get((order.customer_id, order.provider, order.domain), {}),
+        worker_id=worker_id,
         last_attempt=run.last_attempt,
     )
 

@@ -11,10 +11,10 @@ from uuid import UUID
 import msgspec
 from eventsourcing.persistence import Mapper, Notification, StoredEvent
 
-from application.ports import Purpose, SealedFor, Vault
+from application.ports import KeyDestroyed, Purpose, SealedFor, Vault
 from application.topics import TOPICS, UPCASTERS, Data, Event
 from domain.envelope import Envelope, Origin
-from domain.personal import Personal
+from domain.personal import ERASED, Personal
 
 
 class UnreadableEvent(Exception):  # noqa: N818 - it names what was found
@@ -72,11 +72,20 @@ _STORED: Final = msgspec.json.Decoder(_Stored)
 _JSON: Final = msgspec.json.Encoder()
 
 
-class EventMapper(Mapper[UUID]):
-    """Maps events to the library's stored events. Personal fields are sealed under the customer's data key."""
+def _nobody(customer_id: str) -> bool:  # noqa: ARG001 - whoever it is
+    return False
 
-    def __init__(self, vault: Vault) -> None:
+
+class EventMapper(Mapper[UUID]):
+    """Maps events to the library's stored events. Personal fields are sealed under the customer's data key.
+
+    Of a customer that was `erased` they read as a mark, once the key is gone. Of anybody else a missing key is a fault:
+    the event cannot be read.
+    """
+
+    def __init__(self, vault: Vault, erased: Callable[[str], bool] = _nobody) -> None:
         self._vault = vault
+        self._erased = erased
 
     def to_stored_event(self, domain_event: Recorded) -> StoredEvent:  # type: ignore[override]
         """Encode one event; raises `Away` when its customer's data key cannot be opened."""
@@ -122,6 +131,10 @@ class EventMapper(Mapper[UUID]):
             if names is not None:
                 try:
                     event = self._opened(event, envelope, names)  # noqa: PLW2901 - as everybody but the log sees it
+                except KeyDestroyed as error:
+                    if not self._erased(envelope.customer_id):
+                        raise UnreadableEvent(stored_event, f"a personal field does not open. {error}") from error
+                    event = _rewritten(event, envelope, names, lambda _, __: ERASED)  # noqa: PLW2901 - as above
                 except ValueError as error:
                     raise UnreadableEvent(stored_event, f"a personal field does not open. {error}") from error
             recorded.append(Recorded(event, envelope))

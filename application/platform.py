@@ -15,11 +15,13 @@ from application.damage import Damage
 from application.mapper import EventMapper, Recorded, UnreadableEvent, topic_of
 from application.ports import Away
 from application.session import Session, Snapshot, Store, Superseded
-from domain import customer, pipeline_run, projection, subscription
+from domain import billing, customer, pipeline_run, projection, subscription
+from domain.billing import BillingAccount
+from domain.billing_events import BillingEvent
 from domain.customer import Customer
 from domain.customer_events import CustomerEvent
 from domain.envelope import Envelope, Origin
-from domain.identity import customer_stream, projection_stream, subscription_stream
+from domain.identity import billing_stream, customer_stream, projection_stream, subscription_stream
 from domain.pipeline_run import PipelineRun
 from domain.projection import EventSkipped, Projection
 from domain.refusals import NotFound
@@ -67,6 +69,7 @@ SUBSCRIPTION: Final[Kind[Subscription, SubscriptionEvent]] = Kind(
 )
 RUN: Final[Kind[PipelineRun, RunEvent]] = Kind("run", pipeline_run.evolve)
 PROJECTION: Final[Kind[Projection, EventSkipped]] = Kind("projection", projection.evolve)
+BILLING: Final[Kind[BillingAccount, BillingEvent]] = Kind("billing", billing.evolve)
 
 _UNFIT: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What folding an event raises that does not fit the state before it."""
@@ -137,9 +140,11 @@ class Stream(Generic[State, Event]):
     def origin(self, by: Origin) -> Origin:
         """`by`, as the stream's events are to name it.
 
-        What the service does to a run by itself belongs to what asked for the run: one command does it to many.
+        What the service does by itself to a run belongs to what asked for the run, what it does to a billing account to
+        what Stripe told of it: one command does it to many.
         """
-        if self.kind is not RUN or self.began is None or self.latest is None or by.kind not in _BY_ITSELF:
+        begun_elsewhere = self.kind is RUN or self.kind is BILLING
+        if not begun_elsewhere or self.began is None or self.latest is None or by.kind not in _BY_ITSELF:
             return by
         return by.carrying_on(self.began, self.latest)
 
@@ -180,6 +185,10 @@ class Transaction:
     def projection(self, name: str) -> Stream[Projection, EventSkipped]:
         stream: Stream[Projection, EventSkipped] = self._load([(PROJECTION, projection_stream(name), "")])[0]
         return stream
+
+    def billing_accounts(self, stripe_ids: Sequence[str], *, live: bool) -> list[Stream[BillingAccount, BillingEvent]]:
+        """The accounts of these customers of Stripe's, in their order."""
+        return self._load([(BILLING, billing_stream(stripe_id, live=live), "") for stripe_id in stripe_ids])
 
     def runs(self, runs: Sequence[tuple[UUID, str]]) -> dict[UUID, Stream[PipelineRun, RunEvent]]:
         return {stream.stream_id: stream for stream in self.load([], runs)[1]}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 
 class Away(Exception):  # noqa: N818 - it says where the backend is
@@ -44,14 +44,44 @@ class SealedFor:
     purpose: Purpose
 
 
+class NotToBeOpened(Exception):  # noqa: N818 - it says what the secret is not
+    """Whoever asks may not open this secret: its process is not one that does, or its run is not its own any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opener:
+    """Who has a customer's secret opened, what for, and in which run or request, as it is recorded."""
+
+    actor: str
+    reason: str | None = None
+    """`run`, `reveal`, `reseal` …"""
+    run_id: str | None = None
+    attempt: int | None = None
+    request_id: str | None = None
+
+
+class Wrapped(bytes):
+    """A wrapped key, which says under which version of the wrapping key."""
+
+    version: str
+
+    def __new__(cls, ciphertext: bytes, version: str) -> Self:
+        made = super().__new__(cls, ciphertext)
+        made.version = version
+        return made
+
+    def __reduce__(self) -> tuple[type["Wrapped"], tuple[bytes, str]]:
+        return Wrapped, (bytes(self), self.version)
+
+
 class KeyWrapper(Protocol):
     """Wraps small keys (at most 64 KiB) under a key that never leaves its holder.
 
-    Both methods raise `Away` when the holder does not answer, and `ValueError` when the ciphertext was altered or
-    belongs to another owner.
+    The holder's key may have versions: the newest wraps, and all that it still has unwrap. Both methods raise `Away`
+    when the holder does not answer, and `ValueError` when the ciphertext was altered or belongs to another owner.
     """
 
-    def wrap(self, plaintext: bytes, owner: SealedFor) -> bytes: ...
+    def wrap(self, plaintext: bytes, owner: SealedFor) -> Wrapped: ...
 
     def unwrap(self, ciphertext: bytes, owner: SealedFor) -> bytes: ...
 
@@ -64,11 +94,11 @@ class Vault(Protocol):
 
     def seal(self, plaintext: bytes, owner: SealedFor) -> bytes: ...
 
-    def open(self, ciphertext: bytes, owner: SealedFor) -> bytes:
-        """Decrypt what `seal` returned for the same owner.
+    def open(self, ciphertext: bytes, owner: SealedFor, by: Opener | None = None) -> bytes:
+        """Decrypt what `seal` returned for the same owner; `by` is recorded before a secret is handed out.
 
         Raises `KeyDestroyed` when the customer does not have its data key, another `ValueError` for a foreign or
-        altered ciphertext, `Away` when the wrapping key is away.
+        altered ciphertext, `Away` when the wrapping key is away, `NotToBeOpened` where this process is not to.
         """
 
 
@@ -88,18 +118,25 @@ class Warehouse(Protocol):
         """Make the central dataset and its tables where they are missing; add columns that are new."""
 
     def ensure_customer(self, customer_id: str) -> Sequence[str]:
-        """Make the customer's dataset and x_meta tables where they are missing; the names of its tables."""
+        """Make the customer's dataset and x_meta tables where they are missing; the names of its tables.
+
+        Raises `NotFound` for a customer who was erased.
+        """
+
+    def delete_customer(self, customer_id: str) -> None:
+        """Remove the customer's dataset with every table in it. Idempotent."""
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Query: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """One mail to one or more people, in plain text."""
+    """One mail to one or more people, in plain text. Those of one `reference` are recognisably the same mail."""
 
     to: Sequence[str]
     subject: str
     text: str
+    reference: str | None = None
 
 
 class Mailer(Protocol):
@@ -124,6 +161,8 @@ class RunOrder:
     parameters: Mapping[str, Any]
     configuration: Mapping[str, Any] = field(default_factory=dict)
     """The customer's provider configuration: source_project_id, source_dataset, notification_emails …"""
+    worker_id: str = ""
+    """Who has claimed it."""
     last_attempt: bool = False
     """Whether no other attempt follows this one, however it ends. `attempt` does not say so: not all of them count."""
 
@@ -191,8 +230,11 @@ class PipelineRunner(Protocol):
 class CredentialReader(Protocol):
     """Opens the credentials of the customer whose run is being executed."""
 
-    def credential(self, customer_id: str, provider: str, project_id: str | None) -> Mapping[str, Any] | None:
-        """The newest active credential of that provider (and project, where given), or None."""
+    def credential(self, order: RunOrder, provider: str, project_id: str | None) -> Mapping[str, Any] | None:
+        """The newest active credential of that provider (and project, where given), or None.
+
+        Raises `NotToBeOpened` when the run is not held by who claimed it, `Away` as a vault does.
+        """
 
 
 class Template(Protocol):

@@ -8,7 +8,7 @@ from application.command import Command, Line
 from application.platform import Platform, Transaction
 from domain.projection import Projection
 
-ProjectionName = Literal["postgres", "bigquery", "welcome"]
+ProjectionName = Literal["postgres", "bigquery", "notifications"]
 
 
 class SkipEvent(Command):

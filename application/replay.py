@@ -9,11 +9,13 @@ from typing import Any, Final
 from eventsourcing.persistence import StoredEvent
 
 from application.mapper import EventMapper, Recorded, UnreadableEvent, envelope_of
-from application.platform import CUSTOMER, PROJECTION, RUN, SUBSCRIPTION, Kind
+from application.platform import BILLING, CUSTOMER, PROJECTION, RUN, SUBSCRIPTION, Kind
 from application.shown import shown
 from domain.envelope import Envelope
 
-KINDS: Final[Mapping[str, Kind[Any, Any]]] = {kind.name: kind for kind in (CUSTOMER, SUBSCRIPTION, RUN, PROJECTION)}
+KINDS: Final[Mapping[str, Kind[Any, Any]]] = {
+    kind.name: kind for kind in (CUSTOMER, SUBSCRIPTION, RUN, BILLING, PROJECTION)
+}
 
 CAUSES: Final = 5
 """Events that are told as the causes of one change, at most: the newest."""

@@ -67,6 +67,14 @@ class Lease:
     begun: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DueAccount:
+    """A billing account that something is to be done about, as its row says."""
+
+    stripe_customer_id: str
+    live: bool
+
+
 class Session(Protocol):
     """One database transaction: what use cases find, lock, load and append in it."""
 
@@ -140,6 +148,27 @@ class Session(Protocol):
 
     def lock_stop(self, projection: str) -> Stop | None:
         """Hold the projection's checkpoint, before all other locks; the event that it stands stopped at."""
+
+    def unfinished_runs(self, customer_id: str, besides: Collection[str] = frozenset()) -> Sequence[str]:
+        """All runs of this customer, `besides` these, that wait or run, as their rows say; by their ids."""
+
+    def note_erasure(self, customer_id: str, at: datetime, *, working: bool) -> None:
+        """Note, with the event that erases the customer, that what is kept beside the log has to go.
+
+        `working`: a worker was executing a run of it, and may not have heard yet.
+        """
+
+    def lock_billing(self, stripe_customer_id: str) -> None:
+        """Hold this customer of Stripe's, known or not, before all other locks and before its account is loaded."""
+
+    def due_billing(self, now: datetime, limit: int, besides: Collection[str] = frozenset()) -> Sequence[DueAccount]:
+        """Hold accounts, `besides` these, that something is to be done about: access ends, or a customer came or went.
+
+        The longest due first. Those that another transaction holds are left to it.
+        """
+
+    def onboarded_with(self, stripe_customer_id: str) -> Sequence[str]:
+        """The customers that name this customer of Stripe's; whether rightly, they have to be asked."""
 
     def running_runs(self, customer_id: str) -> Sequence[str]:
         """The runs of this customer that are RUNNING and hold a concurrent place."""

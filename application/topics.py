@@ -6,13 +6,20 @@ When the shape of an event changes, its version goes up here and an upcaster car
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from domain import customer_events, run_events, subscription_events
+from domain import billing_events, customer_events, run_events, subscription_events
 from domain.projection import EventSkipped
 
-Event = customer_events.CustomerEvent | subscription_events.SubscriptionEvent | run_events.RunEvent | EventSkipped
+Event = (
+    customer_events.CustomerEvent
+    | subscription_events.SubscriptionEvent
+    | run_events.RunEvent
+    | billing_events.BillingEvent
+    | EventSkipped
+)
 
 TOPICS: Final[Mapping[str, type[Event]]] = {
     "customer.onboarded@1": customer_events.Onboarded,
+    "customer.stripe-linked@1": customer_events.StripeLinked,
     "customer.dataset-provisioned@1": customer_events.DatasetProvisioned,
     "customer.api-key-issued@2": customer_events.ApiKeyIssued,
     "customer.api-key-retired@1": customer_events.ApiKeyRetired,
@@ -61,6 +68,18 @@ TOPICS: Final[Mapping[str, type[Event]]] = {
     "run.cancel-requested@1": run_events.CancelRequested,
     "run.cancelled@1": run_events.RunCancelled,
     "run.skipped@1": run_events.RunSkipped,
+    "billing.account-opened@1": billing_events.AccountOpened,
+    "billing.account-closed@1": billing_events.AccountClosed,
+    "billing.subscription-reported@1": billing_events.SubscriptionReported,
+    "billing.invoice-reported@1": billing_events.InvoiceReported,
+    "billing.checkout-reported@1": billing_events.CheckoutReported,
+    "billing.event-noted@1": billing_events.EventNoted,
+    "billing.linked@1": billing_events.Linked,
+    "billing.assessed@1": billing_events.Assessed,
+    "billing.access-suspended@1": billing_events.AccessSuspended,
+    "billing.access-restored@1": billing_events.AccessRestored,
+    "billing.problem-found@1": billing_events.ProblemFound,
+    "billing.problem-solved@1": billing_events.ProblemSolved,
     "projection.event-skipped@1": EventSkipped,
 }
 

@@ -18,6 +18,14 @@ class Onboarded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StripeLinked:
+    """Stripe's customer of that id pays for this one, by that subscription as far as one is known."""
+
+    stripe_customer_id: str
+    stripe_subscription_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetProvisioned:
     tables: tuple[str, ...]
 
@@ -241,6 +249,7 @@ class Erased:
 
 CustomerEvent = (
     Onboarded
+    | StripeLinked
     | DatasetProvisioned
     | ApiKeyIssued
     | ApiKeyRetired

@@ -12,6 +12,7 @@ _CUSTOMER: Final = uuid5(_NAMESPACE, "customer")
 _SUBSCRIPTION: Final = uuid5(_NAMESPACE, "subscription")
 _RUN: Final = uuid5(_NAMESPACE, "run")
 _PROJECTION: Final = uuid5(_NAMESPACE, "projection")
+_BILLING: Final = uuid5(_NAMESPACE, "billing")
 
 CUSTOMER_ID: Final = re.compile(r"[A-Za-z0-9_]{3,50}", re.ASCII)
 _RESERVED: Final = frozenset({"information_schema", "system", "admin", "customers_metadata"})
@@ -41,6 +42,11 @@ def subscription_stream(customer: str) -> UUID:
 def projection_stream(projection: str) -> UUID:
     """The stream of what operators decide about a projection."""
     return uuid5(_PROJECTION, projection)
+
+
+def billing_stream(stripe_id: str, *, live: bool) -> UUID:
+    """The stream of a customer of Stripe's, or of one event that is about none; live and test mode never meet."""
+    return uuid5(_BILLING, f"{'live' if live else 'test'}:{stripe_id}")
 
 
 def scheduled_run_id(config_id: str, slot: datetime) -> UUID:

@@ -1,6 +1,9 @@
 """The mark on event fields that name a person. The store seals them under the customer's data key."""
 
-from typing import Annotated
+from typing import Annotated, Final
+
+ERASED: Final = "[erased]"
+"""What a personal field of an erased customer reads as."""
 
 
 class Personal:

@@ -161,6 +161,18 @@ class PipelineRun:
             case _:
                 raise Conflict(f"The run is {self.state} already and cannot be cancelled.")
 
+    def end(self, at: datetime, reason: str) -> tuple[RunEvent, ...]:
+        """End the run at once, whoever holds it: what its worker still says is refused. One that has ended has."""
+        match self.state:
+            case RunState.PENDING:
+                return self.cancel(at, reason)
+            case RunState.RUNNING:
+                # Asked for too: that is what wakes its worker.
+                asked: tuple[RunEvent, ...] = () if self.cancel_requested else (CancelRequested(reason=reason),)
+                return (*asked, *self._cancelled(at, reason))
+            case _:
+                return ()
+
     def stop_cancelled(self, worker_id: str, attempt: int, at: datetime) -> tuple[RunEvent, ...]:
         """The worker saw the request and stopped."""
         self._held(worker_id, attempt)
@@ -189,13 +201,13 @@ class PipelineRun:
             config_id=self._schedule,
         )
 
-    def _cancelled(self, at: datetime) -> tuple[RunEvent, ...]:
+    def _cancelled(self, at: datetime, reason: str | None = None) -> tuple[RunEvent, ...]:
         return (
             RunCancelled(
                 attempt=self.attempt,
                 started_at=self.started_at,
                 ended_at=self._end(at),
-                reason=self.cancel_reason,
+                reason=reason or self.cancel_reason,
                 config_id=self._schedule,
             ),
         )

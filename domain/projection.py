@@ -8,8 +8,8 @@ from domain.refusals import Conflict
 POSTGRES: Final = "postgres"
 """The tables of the service itself, written with the events; they follow the log only when they are made anew."""
 WAREHOUSE: Final = "bigquery"
-WELCOME: Final = "welcome"
-PROJECTIONS: Final = (POSTGRES, WAREHOUSE, WELCOME)
+NOTIFICATIONS: Final = "notifications"
+PROJECTIONS: Final = (POSTGRES, WAREHOUSE, NOTIFICATIONS)
 
 
 # --- facts --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 """What a customer's API key may be used for."""
 
+from collections.abc import Iterable
 from enum import StrEnum
+
+from domain.refusals import Forbidden
 
 
 class Scope(StrEnum):
@@ -24,3 +27,15 @@ _IMPLIED = {Scope.RUNS_READ: Scope.RUNS_WRITE}
 def allows(scopes: frozenset[str] | None, wanted: str) -> bool:
     """Whether a key of these scopes may be used for `wanted`; None stands for every scope."""
     return scopes is None or wanted in scopes or _IMPLIED.get(Scope(wanted)) in scopes
+
+
+def must_cover(held: frozenset[str] | None, wanted: Iterable[str] | None) -> None:
+    """Nobody hands on more than he has: raises `Forbidden`, naming what a key of the scopes `held` lacks."""
+    if held is None:
+        return
+    missing = [scope for scope in (Scope if wanted is None else wanted) if not allows(held, scope)]
+    lacks = f"This API key lacks the scope {' '.join(missing)}, and" if missing else "This API key"
+    if wanted is None:
+        raise Forbidden(f"{lacks} cannot issue one for everything. Say which scopes the new one is to have.")
+    if missing:
+        raise Forbidden(f"{lacks} can issue keys only of scopes that it has itself.")

@@ -82,6 +82,10 @@ class Subscription:
     def _active(self) -> Refusal | None:
         return None if self.status is Status.ACTIVE else Forbidden("Account suspended")
 
+    def _open(self) -> None:
+        if self.status is Status.CANCELLED:
+            raise Conflict("The subscription was cancelled.")
+
     def _daily(self, usage: Usage) -> QuotaExceeded | None:
         allowed = self.limits.max_pipelines_per_day
         midnight = datetime.combine(usage.day + timedelta(days=1), time(0), UTC)
@@ -224,8 +228,7 @@ class Subscription:
 
     def change_plan(self, plan: Plan, reason: str, now: datetime) -> tuple[SubscriptionEvent, ...]:
         """Another plan; an operator's exceptions stay in force."""
-        if self.status is Status.CANCELLED:
-            raise Conflict("The subscription was cancelled.")
+        self._open()
         if plan is self.plan:
             return ()
         limits = self.overrides.over(LIMITS[plan])
@@ -233,6 +236,7 @@ class Subscription:
 
     def override_limits(self, overrides: Overrides, reason: str, now: datetime) -> tuple[SubscriptionEvent, ...]:
         """Replace the operator's exceptions by `overrides`."""
+        self._open()
         overrides.check()
         if overrides == self.overrides:
             return ()
@@ -241,6 +245,7 @@ class Subscription:
 
     def reset_usage(self, now: datetime, reason: str, *, daily: bool, monthly: bool) -> tuple[SubscriptionEvent, ...]:
         """Count the day, the month, or both, from zero again."""
+        self._open()
         usage = self.usage.at(now)
         usage = replace(
             usage,
@@ -251,6 +256,7 @@ class Subscription:
 
     def recount(self, actually_running: Sequence[str], now: datetime, reason: str) -> tuple[SubscriptionEvent, ...]:
         """Give back places held by runs that are not running: `actually_running` is what the runs themselves say."""
+        self._open()
         stale = self.running - frozenset(actually_running)
         if not stale:
             usage = replace(self.usage.at(now), running=len(self.running))
@@ -262,6 +268,10 @@ class Subscription:
 
     def resume(self, reason: str) -> tuple[SubscriptionEvent, ...]:
         return (Reactivated(reason=reason),) if self.status is Status.SUSPENDED else ()
+
+    def cancel(self, reason: str) -> tuple[SubscriptionEvent, ...]:
+        """No run is admitted or started any more, for good."""
+        return () if self.status is Status.CANCELLED else (Cancelled(reason=reason),)
 
 
 def _month(day: date) -> date:

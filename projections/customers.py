@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import singledispatch
-from typing import Any
+from typing import Any, Final
 
 from domain.customer_events import (
     AdminEmailChanged,
@@ -29,6 +29,7 @@ from domain.customer_events import (
     Reactivated,
     SchedulesPaused,
     SchedulesResumed,
+    StripeLinked,
     Suspended,
     TeamMemberAdded,
     TeamMemberRemoved,
@@ -37,17 +38,29 @@ from domain.customer_events import (
     WebhookSecretResealed,
 )
 from domain.envelope import Envelope
-from projections.rows import Put, RowChange, Set, Table
+from projections.rows import Forget, Put, RowChange, Set, Table
 from projections.tables import (
+    CUSTOMER,
     CUSTOMER_API_KEYS,
     CUSTOMER_BIGQUERY_READERS,
     CUSTOMER_CLOUD_CREDENTIALS,
     CUSTOMER_PIPELINE_CONFIGS,
     CUSTOMER_PROFILES,
     CUSTOMER_PROVIDER_CONFIGS,
+    CUSTOMER_SUBSCRIPTIONS,
     CUSTOMER_TEAM_MEMBERS,
     CUSTOMER_WEBHOOK_ENDPOINTS,
+    OWN,
+    PIPELINE_EXECUTION_QUEUE,
 )
+
+# In the order in which commands take their rows: whoever deletes them in another one meets them head-on.
+_FIRST: Final = (PIPELINE_EXECUTION_QUEUE, CUSTOMER_SUBSCRIPTIONS, CUSTOMER_PIPELINE_CONFIGS)
+FORGOTTEN: Final = (
+    *_FIRST,
+    *(table for table in OWN if table not in (CUSTOMER_PROFILES, *_FIRST)),
+)
+"""The central tables that keep no row of a customer who was erased: all of its own but the profile."""
 
 
 @singledispatch
@@ -84,6 +97,13 @@ def _(event: Onboarded, at: Envelope) -> Iterator[RowChange]:
             "deleted_at": None,
         },
     )
+
+
+@rows.register
+def _(event: StripeLinked, at: Envelope) -> Iterator[RowChange]:
+    yield _profile(at, stripe_customer_id=event.stripe_customer_id)
+    paid_by = {"stripe_subscription_id": event.stripe_subscription_id, "updated_at": at.at}
+    yield Set(CUSTOMER_SUBSCRIPTIONS, {"customer_id": at.customer_id, **paid_by})
 
 
 @rows.register
@@ -346,3 +366,9 @@ def _(event: BigQueryReaderRevoked, at: Envelope) -> Iterator[RowChange]:
 def _(event: Erased, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - its reason is not in the row
     gone = {"company_name": None, "admin_email": None, "stripe_customer_id": None, "dataset_created": False}
     yield _profile(at, **gone, status="ERASED", deleted_at=at.at)
+    yield from (Forget(table, at.customer_id) for table in FORGOTTEN)
+
+
+def own_rows(event: Erased, at: Envelope) -> Iterator[RowChange]:  # noqa: ARG001 - whatever its reason
+    """What becomes of the customer's own tables: their rows go with the dataset."""
+    yield from (Forget(table, at.customer_id) for table in CUSTOMER)

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from projections.rows import Change, Put, Scope, Table
+from projections.rows import Change, Forget, Put, Scope, Table
 
 _POSITION = attrgetter("position")
 
@@ -27,18 +27,38 @@ class Folded:
     position: int
 
 
-def fold(changes: Sequence[Change]) -> list[Folded]:
-    """One `Folded` per row, in order of first appearance in the log.
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Every row of the table that is the customer's and stands before `position` goes."""
+
+    table: Table
+    customer_id: str
+    position: int
+
+
+class Stretch(NamedTuple):
+    """What a stretch of the log comes to: first what is `forgotten` goes, then the `rows` are written."""
+
+    forgotten: Sequence[Forgotten]
+    rows: Sequence[Folded]
+
+
+def fold(changes: Sequence[Change]) -> Stretch:
+    """One `Folded` per row, in order of first appearance in the log, and one `Forgotten` per customer and table.
 
     Changes count in the order of their positions, whatever order they come in; those of one position keep theirs. A
-    `Put` replaces everything before it, a `Set` overlays the columns it names. Given a stretch of the log without
-    holes, writing the result has the same effect as writing every change by itself.
+    `Put` replaces everything before it, a `Set` overlays the columns it names, and a `Forget` leaves nothing of what
+    the customer's rows were before. Given a stretch of the log without holes, writing the result has the same effect
+    as writing every change by itself.
     """
     rows: dict[tuple[str, str | None, Any], Folded] = {}
     # A table hashes over all of its columns, so it is looked up by name: once per table, not once per change.
     shapes: dict[str, tuple[Callable[[Mapping[str, Any]], Any], bool, bool]] = {}
-    for change in sorted(changes, key=_POSITION):
+    ordered = sorted(changes, key=_POSITION)
+    for change in ordered:
         row = change.row
+        if type(row) is Forget:
+            return _forget(ordered)
         table, values = row.table, row.values
         shape = shapes.get(table.name)
         if shape is None:
@@ -50,13 +70,31 @@ def fold(changes: Sequence[Change]) -> list[Folded]:
         folded = rows.get(place)
         if folded is None:
             rows[place] = Folded(
-                table, customer_id, (key,) if single else key, values, isinstance(row, Put), change.position
+                table, customer_id, (key,) if single else key, values, type(row) is Put, change.position
             )
             continue
-        if isinstance(row, Put):
+        if type(row) is Put:
             folded.values = values
             folded.whole = True
         else:
             folded.values = {**folded.values, **values}
         folded.position = change.position
-    return list(rows.values())
+    return Stretch((), list(rows.values()))
+
+
+def _forget(ordered: Sequence[Change]) -> Stretch:
+    """Fold a stretch in which customers are forgotten: without the changes that leave nothing behind."""
+    forgotten = {
+        (change.row.table.name, change.row.customer_id): Forgotten(
+            change.row.table, change.row.customer_id, change.position
+        )
+        for change in ordered
+        if isinstance(change.row, Forget)
+    }
+
+    def stays(change: Change) -> bool:
+        gone = forgotten.get((change.row.table.name, change.customer_id))
+        return gone is None or change.position >= gone.position
+
+    rest = [change for change in ordered if not isinstance(change.row, Forget) and stays(change)]
+    return Stretch(list(forgotten.values()), fold(rest).rows)

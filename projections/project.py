@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from domain import customer_events, run_events, subscription_events
+from domain import billing_events, customer_events, run_events, subscription_events
 from domain.envelope import Envelope
 from domain.projection import EventSkipped
-from projections import customers, run_logs, runs, skips, subscriptions
+from projections import billing, customers, run_logs, runs, skips, subscriptions
 from projections.rows import Change, RowChange
 
 Rows = Callable[[Any, Envelope], Iterator[RowChange]]
@@ -15,9 +15,13 @@ _CENTRAL: Final[dict[type, Rows]] = {
     **{kind: customers.rows.dispatch(kind) for kind in customer_events.CustomerEvent.__args__},
     **{kind: subscriptions.rows.dispatch(kind) for kind in subscription_events.SubscriptionEvent.__args__},
     **{kind: runs.rows.dispatch(kind) for kind in run_events.RunEvent.__args__},
+    **{kind: billing.rows.dispatch(kind) for kind in billing_events.BillingEvent.__args__},
     EventSkipped: skips.rows,
 }
-_CUSTOMER: Final[dict[type, Rows]] = {kind: run_logs.rows.dispatch(kind) for kind in run_events.RunEvent.__args__}
+_CUSTOMER: Final[dict[type, Rows]] = {
+    **{kind: run_logs.rows.dispatch(kind) for kind in run_events.RunEvent.__args__},
+    customer_events.Erased: customers.own_rows,
+}
 
 
 def central_rows(event: object, at: Envelope) -> Iterator[RowChange]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 
 class Type(StrEnum):
@@ -70,15 +70,19 @@ class Set:
     values: Mapping[str, Any]
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Every row of the table that is this customer's goes: of a central table, or of the one in its dataset."""
+    """Every row of the table that is this customer's and stands at an earlier position goes for good.
+
+    Of a central table the rows with the customer's id; of a customers' table all that there is in its dataset.
+    """
 
     table: Table
     customer_id: str
 
 
-RowChange = Put | Set
+RowChange = Put | Set | Forget
 
 
 @dataclass(frozen=True, slots=True)

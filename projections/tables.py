@@ -1,7 +1,7 @@
 """Every table once: its columns, its key, how BigQuery partitions and clusters it, how PostgreSQL indexes it.
 
-Rows of the central tables are never deleted: what goes away gets `deleted_at`, because a replay would bring a deleted
-row back. Column names are the customer guide's.
+Rows of the central tables are not deleted: what goes away gets `deleted_at`. Only the rows of a customer who was erased
+are, all but the profile, and a replay forgets them at the same place of the log. Column names are the customer guide's.
 """
 
 from projections.rows import Column, Scope, Table, Type
@@ -33,7 +33,7 @@ CUSTOMER_PROFILES = Table(
     ),
     key=("customer_id",),
     cluster_by=("customer_id",),
-    indexes=(("created_at", "customer_id"),),
+    indexes=(("created_at", "customer_id"), ("stripe_customer_id",)),
 )
 
 CUSTOMER_API_KEYS = Table(
@@ -281,6 +281,43 @@ PIPELINE_EXECUTION_QUEUE = Table(
     cluster_by=("customer_id",),
 )
 
+BILLING_ACCOUNTS = Table(
+    name="billing_accounts",
+    description="One row per customer of Stripe's: whose it is, what is paid for, and when access ends.",
+    columns=_columns(
+        "stripe_customer_id",
+        "customer_id",
+        ("live", _BOOL),
+        "stripe_subscription_id",
+        "status",
+        "plan",
+        ("cancel_at", _TS),
+        ("acts_at", _TS),
+        "cause",
+        ("is_suspended", _BOOL),
+        ("created_at", _TS),
+        ("updated_at", _TS),
+        ("deleted_at", _TS),
+    ),
+    key=("stripe_customer_id",),
+    cluster_by=("customer_id",),
+    indexes=(("customer_id",), ("acts_at",), ("created_at", "stripe_customer_id")),
+)
+
+BILLING_PROBLEMS = Table(
+    name="billing_problems",
+    description="One row per thing about Stripe's events that an operator has to look at, until it is solved.",
+    columns=_columns(
+        "account",
+        "problem",
+        "subject",
+        ("created_at", _TS),
+        ("solved_at", _TS),
+    ),
+    key=("account", "problem", "subject"),
+    indexes=(("created_at",),),
+)
+
 PROJECTION_SKIPS = Table(
     name="projection_skips",
     description="One row per event that an operator had a projection pass over, and why.",
@@ -382,6 +419,14 @@ LOG_HEADS = Table(
     partition_by="sealed_at",
 )
 
+ERASURE_LEDGER = Table(
+    name="erasure_ledger",
+    description="One row per customer that was erased, for databases that come back from a backup. No row follows from"
+    " an event.",
+    columns=_columns("customer_id", ("erased_at", _TS)),
+    key=("customer_id",),
+)
+
 CENTRAL = (
     CUSTOMER_PROFILES,
     CUSTOMER_API_KEYS,
@@ -395,7 +440,11 @@ CENTRAL = (
     CUSTOMER_PIPELINE_CONFIGS,
     SCHEDULED_PIPELINE_RUNS,
     PIPELINE_EXECUTION_QUEUE,
+    BILLING_ACCOUNTS,
+    BILLING_PROBLEMS,
     PROJECTION_SKIPS,
 )
 CUSTOMER = (X_META_PIPELINE_RUNS, X_META_STEP_LOGS, X_META_DQ_RESULTS)
 EVERY = CENTRAL + CUSTOMER
+OWN = tuple(table for table in CENTRAL if "customer_id" in table.names and table is not BILLING_ACCOUNTS)
+"""The central tables in which a customer's rows follow from that customer's own events alone."""

@@ -11,7 +11,8 @@ import msgspec
 from adapters.process import Unable
 from application.chain import START, digest
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""2: data keys say more of themselves. What is in format 1 is read as before."""
 MANIFEST: Final = "manifest.json"
 """Appears, and changes, when everything that it lists is there."""
 UNFINISHED: Final = "unfinished.json"
@@ -48,13 +49,18 @@ class EventLine(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
         return digest(self.stream_id, self.version, self.topic, self.customer_id, self.stored)
 
 
-class KeyLine(msgspec.Struct, forbid_unknown_fields=True):
+class KeyLine(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """A data key, wrapped: useless without the wrapping key, which no archive holds."""
 
     customer_id: str
     purpose: str
     wrapped: bytes
     created_at: datetime
+    name: bytes | None = None
+    version: str | None = None
+    retired_at: datetime | None = None
+    seals_personal: bool | None = None
+    """None in archives from before personal data had keys of their own: those for credentials sealed them then."""
 
 
 class SealLine(msgspec.Struct, forbid_unknown_fields=True):

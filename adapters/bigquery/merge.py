@@ -111,6 +111,19 @@ def merge_sql(target: str, table: Table, shape: Shape, *, guarded: bool = True) 
     return sql
 
 
+@lru_cache(maxsize=256)
+def forget_sql(target: str) -> str:
+    """The statement that removes what customers have in the central table `target`, a backquoted name.
+
+    Its one parameter `@rows` is a JSON array of customer ids with the position of the event that forgets each.
+    """
+    gone = _source([("customer_id", Type.STRING), ("position", Type.INT64)])
+    return (
+        f"MERGE {target} AS t USING (SELECT {gone} FROM UNNEST(JSON_QUERY_ARRAY(@rows)) AS r) AS s"  # noqa: S608
+        " ON t.customer_id = s.customer_id WHEN MATCHED AND s.position > t.position THEN DELETE"
+    )
+
+
 def keys_sql(table: Table) -> str:
     """The keys in the parameter `@keys`, a JSON array of arrays, as columns."""
     types = {column.name: column.type for column in table.columns}

@@ -1,8 +1,7 @@
 """Tables filled beside the live ones and put in their place: how a rebuild replaces a warehouse's tables."""
 
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -14,10 +13,11 @@ import requests
 from google.api_core import exceptions
 from google.cloud import bigquery
 
+from adapters.bigquery.abreast import Abreast
 from adapters.bigquery.client import CALL_SECONDS, METADATA_SECONDS, RETRY, plain_errors, run
 from adapters.bigquery.slices import SLICE_BYTES, Slice, slices
-from adapters.bigquery.tables import dataset_of, ensure_dataset, ensure_table
-from adapters.bigquery.writing import ChangeWriter, settle, write_rows
+from adapters.bigquery.tables import dataset_of, delete_dataset, ensure_dataset, ensure_table
+from adapters.bigquery.writing import ChangeWriter, Erased, nobody, write_rows
 from projections.rows import Change, Table, Type
 
 SUFFIX = "__rebuild"
@@ -35,6 +35,8 @@ class Staging:
 
     Every method raises `Away` when BigQuery does not answer or has no quota left for now, `PermissionError` when it
     refuses, `ValueError` for what it does not accept. A failure leaves the live tables as they were.
+
+    What belongs into the dataset of a customer who was `erased` meanwhile is passed over, and no dataset is left.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Staging:
         location: str,
         *,
         slice_bytes: int = SLICE_BYTES,
+        erased: Erased = nobody,
     ) -> None:
         self._slice_bytes = slice_bytes
         self._client = client
@@ -52,7 +55,9 @@ class Staging:
         self._location = location
         self._staged: dict[tuple[str, str], Table] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="staging")
-        self._changes = ChangeWriter(client, project, central_dataset, self._writers, suffix=SUFFIX)
+        self._central = central_dataset
+        self._erased = erased
+        self._changes = ChangeWriter(client, project, central_dataset, self._writers, suffix=SUFFIX, erased=erased)
 
     def __enter__(self) -> Self:
         return self
@@ -96,12 +101,10 @@ class Staging:
         empty table.
         """
         counts: dict[str, int] = {}
-        with ExitStack() as files, _Abreast(self._writers, _WRITERS) as abreast:
+        with ExitStack() as files, Abreast(self._writers, _WRITERS) as abreast:
 
             def load(dataset: str, spooled: Iterable[Slice]) -> None:
-                self._create(dataset, table)
-                counts[dataset] = self._load_slices(dataset, table, spooled)
-                self._check(dataset, table, counts[dataset])
+                counts[dataset] = self._load_own(dataset, table, spooled)
 
             seen: set[str] = set()
             for customer_id, own in groupby(rows, key=itemgetter("dataset")):
@@ -126,17 +129,32 @@ class Staging:
                     abreast.start(load, dataset, [])
         return counts
 
+    def _load_own(self, dataset: str, table: Table, spooled: Iterable[Slice]) -> int:
+        """Fill a customer's staged table; nothing is there when the customer was erased meanwhile."""
+        loaded = 0
+        try:
+            self._create(dataset, table)
+            loaded = self._load_slices(dataset, table, spooled)
+            self._check(dataset, table, loaded)
+        except ValueError:
+            if not self._gone_meanwhile(dataset):
+                raise
+            return 0
+        return 0 if self._gone_meanwhile(dataset) else loaded
+
     def write(self, changes: Sequence[Change]) -> None:
         """Apply changes of a later stretch of the log to the staged tables, as the warehouse does to the live ones.
 
         A table that is not staged yet, a new customer's, is staged empty first.
         """
-        merges = self._changes.merges(changes)
-        with _Abreast(self._writers, _WRITERS) as abreast:
-            for dataset, merge in merges:
-                if (dataset, merge.table.name) not in self._staged:
-                    abreast.start(self._create, dataset, merge.table)
-        self._changes.write(merges)
+        plan = self._changes.plan(changes)
+        with Abreast(self._writers, _WRITERS) as abreast:
+            for writing in plan.writings:
+                if (writing.dataset, writing.table.name) not in self._staged and not self._is_gone(writing.dataset):
+                    abreast.start(self._create, writing.dataset, writing.table)
+        self._changes.write(plan)
+        for dataset in plan.gone:
+            self._unstage(dataset)
 
     def swap(self, dataset: str, table: Table) -> None:
         """Put the staged table in the place of the live one, and drop it.
@@ -145,6 +163,15 @@ class Staging:
         where an emulator was killed in that moment: it may have left the live table empty.
         """
         live, staged = self._name(dataset, table, ""), self._name(dataset, table)
+        try:
+            self._copy(live, staged)
+        except ValueError:
+            if not self._gone_meanwhile(dataset):
+                raise
+        else:
+            self.drop(dataset, table)
+
+    def _copy(self, live: str, staged: str) -> None:
         with plain_errors():
             self._check_same_columns(live, staged)
             config = bigquery.CopyJobConfig(write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE)
@@ -156,11 +183,10 @@ class Staging:
             except exceptions.Conflict:
                 job = cast("bigquery.CopyJob", self._client.get_job(job_id, retry=RETRY, timeout=METADATA_SECONDS))
             _finish(job)
-        self.drop(dataset, table)
 
     def swap_all(self) -> None:
         """`swap` everything that is staged, side by side; after an error call it again for the rest."""
-        with _Abreast(self._writers, _WRITERS) as abreast:
+        with Abreast(self._writers, _WRITERS) as abreast:
             for dataset, table in self.staged:
                 abreast.start(self.swap, dataset, table)
 
@@ -173,9 +199,25 @@ class Staging:
 
     def drop_all(self) -> None:
         """`drop` everything that is staged."""
-        with _Abreast(self._writers, _WRITERS) as abreast:
+        with Abreast(self._writers, _WRITERS) as abreast:
             for dataset, table in self.staged:
                 abreast.start(self.drop, dataset, table)
+
+    def _is_gone(self, dataset: str) -> bool:
+        return dataset != self._central and self._erased(dataset)
+
+    def _gone_meanwhile(self, dataset: str) -> bool:
+        """Whether the dataset is that of a customer who was erased; then nothing of what was staged there is left."""
+        if not self._is_gone(dataset):
+            return False
+        with plain_errors():
+            delete_dataset(self._client, dataset)
+        self._unstage(dataset)
+        return True
+
+    def _unstage(self, dataset: str) -> None:
+        for place in [place for place in list(self._staged) if place[0] == dataset]:
+            self._staged.pop(place, None)
 
     def _name(self, dataset: str, table: Table, suffix: str = SUFFIX) -> str:
         return f"{self._project}.{dataset}.{table.name}{suffix}"
@@ -251,38 +293,3 @@ def _finish(job: bigquery.LoadJob | bigquery.CopyJob) -> None:
         with suppress(exceptions.GoogleAPIError, requests.RequestException):  # it ends by itself then
             job.cancel(retry=None, timeout=METADATA_SECONDS)
         raise
-
-
-class _Abreast:
-    """Pieces of work side by side. No more than twice `abreast` wait, and none begins after one has failed."""
-
-    def __init__(self, pool: ThreadPoolExecutor, abreast: int) -> None:
-        self._pool = pool
-        self._room = threading.BoundedSemaphore(2 * abreast)
-        self._failed = threading.Event()
-        self._work: list[Future[None]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._failed.set()
-        settle(self._work)
-
-    def start(self, work: Callable[..., object], *arguments: Any) -> None:  # noqa: ANN401 - whatever the work takes
-        """Do the work soon; waits for room."""
-        self._room.acquire()
-        self._work.append(self._pool.submit(self._do, work, arguments))
-
-    def _do(self, work: Callable[..., object], arguments: Iterable[Any]) -> None:
-        try:
-            if not self._failed.is_set():
-                work(*arguments)
-        except BaseException:
-            self._failed.set()
-            raise
-        finally:
-            self._room.release()

@@ -39,6 +39,12 @@ def ensure_dataset(client: bigquery.Client, dataset_id: str, location: str) -> N
     client.create_dataset(dataset, exists_ok=True, retry=RETRY, timeout=METADATA_SECONDS)
 
 
+def delete_dataset(client: bigquery.Client, dataset_id: str) -> None:
+    """Remove the dataset with everything in it, if there is one."""
+    name = f"{client.project}.{dataset_id}"
+    client.delete_dataset(name, delete_contents=True, not_found_ok=True, retry=RETRY, timeout=METADATA_SECONDS)
+
+
 def ensure_table(client: bigquery.Client, dataset_id: str, table: Table) -> bigquery.Table:
     """Make the table, partitioned and clustered, if it is missing; add the columns that are new to it; how it is now.
 

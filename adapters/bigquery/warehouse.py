@@ -11,9 +11,10 @@ from google.api_core import exceptions
 from google.cloud import bigquery
 
 from adapters.bigquery.client import CALL_SECONDS, RETRY, plain_errors, run
-from adapters.bigquery.tables import dataset_of, ensure_dataset, ensure_table
-from adapters.bigquery.writing import ChangeWriter
+from adapters.bigquery.tables import dataset_of, delete_dataset, ensure_dataset, ensure_table
+from adapters.bigquery.writing import ChangeWriter, Erased, nobody
 from application.ports import Query
+from domain.refusals import NotFound
 from projections.rows import Change, Table
 from projections.tables import CENTRAL, CUSTOMER
 
@@ -40,6 +41,7 @@ class BigQueryWarehouse:
         location: str,
         *,
         writers: int = EMULATED_WRITERS,
+        erased: Erased = nobody,
     ) -> None:
         self._client = client
         self._project = project
@@ -47,7 +49,10 @@ class BigQueryWarehouse:
         self._location = location
         self._ensured: set[tuple[str, str]] = set()
         self._writers = ThreadPoolExecutor(writers, thread_name_prefix="warehouse")
-        self._changes = ChangeWriter(client, project, central_dataset, self._writers, repair=self._repair)
+        self._erased = erased
+        self._changes = ChangeWriter(
+            client, project, central_dataset, self._writers, repair=self._repair, erased=erased
+        )
 
     def close(self) -> None:
         """End the writers and close the connections."""
@@ -60,10 +65,30 @@ class BigQueryWarehouse:
             self._ensure(self._central, CENTRAL)
 
     def ensure_customer(self, customer_id: str) -> Sequence[str]:
-        """Make the customer's dataset and x_meta tables where they are missing; the names of its tables."""
+        """Make the customer's dataset and x_meta tables where they are missing; the names of its tables.
+
+        Raises `NotFound` for a customer who was erased: there is no dataset then, also when it happened meanwhile.
+        """
+        dataset = dataset_of(customer_id)
+        if self._erased(customer_id):
+            raise NotFound("No such customer.")
         with plain_errors():
-            self._ensure(dataset_of(customer_id), CUSTOMER)
+            self._ensure(dataset, CUSTOMER)
+            gone = self._gone_meanwhile(dataset)
+        if gone:
+            raise NotFound("No such customer.")
         return [table.name for table in CUSTOMER]
+
+    def delete_customer(self, customer_id: str) -> None:
+        """Remove the customer's dataset with every table in it. Idempotent.
+
+        Raises `ValueError` for what is no customer's dataset, the central one first of all.
+        """
+        dataset = dataset_of(customer_id)
+        if dataset == self._central:
+            raise ValueError("The central dataset is no customer's.")
+        with plain_errors():
+            delete_dataset(self._client, dataset)
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Query:
         """Run standard SQL to its end, at most 30 seconds; `affected` is set for statements that change rows.
@@ -86,12 +111,13 @@ class BigQueryWarehouse:
     def write(self, changes: Sequence[Change]) -> None:
         """Apply changes of a stretch of the log: folded, one statement per table and at most 5,000 rows or 1 MB.
 
-        Idempotent: a row that already stands at a later position keeps it. A missing dataset or table is made. Tables
-        are written side by side, each in order; when some fail the others have been written, and what went wrong with
-        one of them is raised: a fault before an `Away`. Raises `ValueError` for a value that a table cannot hold,
-        before anything is written.
+        Idempotent: a row that already stands at a later position keeps it. A missing dataset or table is made, unless
+        its customer was erased: those rows are passed over. Where customers are forgotten, that comes first: of a
+        customer's own tables the whole dataset goes, whatever else is in it. Tables are written side by side, each in
+        order; when some fail the others have been written, and what went wrong with one of them is raised: a fault
+        before an `Away`. Raises `ValueError` for a value that a table cannot hold, before anything is written.
         """
-        self._changes.write(self._changes.merges(changes))
+        self._changes.write(self._changes.plan(changes))
 
     def _repair(self, dataset: str, table: Table, error: Exception, again: Callable[[], object]) -> None:
         if isinstance(error, exceptions.NotFound):
@@ -99,12 +125,20 @@ class BigQueryWarehouse:
             again()
             # Where one table is missing others may be, and no change may come for them soon.
             self._ensure(dataset, CENTRAL if dataset == self._central else CUSTOMER)
+            self._gone_meanwhile(dataset)
         elif isinstance(error, exceptions.BadRequest) and (dataset, table.name) not in self._ensured:
             # The table may be older than a column. A statement that is wrong with everything there stays wrong.
             self._ensure(dataset, [table])
             again()
         else:
             raise error
+
+    def _gone_meanwhile(self, dataset: str) -> bool:
+        """Take back what was made for a customer who was erased meanwhile: others may have deleted it before."""
+        if dataset == self._central or not self._erased(dataset):
+            return False
+        delete_dataset(self._client, dataset)
+        return True
 
     def _ensure(self, dataset: str, tables: Sequence[Table]) -> None:
         ensure_dataset(self._client, dataset, self._location)

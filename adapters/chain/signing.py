@@ -19,6 +19,9 @@ _SLOT: Final = "log-heads"
 _WRAPPED_FOR: Final = SealedFor(_KEPT_UNDER, "signing-key", Purpose.LOG_HEAD)
 _KEY_BYTES: Final = 32
 
+SIGNING_KEY_OF: Final = {(_KEPT_UNDER, _SLOT): _WRAPPED_FOR}
+"""Where among the data keys the signing key is, and whom it is wrapped for."""
+
 
 class Signer:
     """Signs heads. Its repr shows no key."""

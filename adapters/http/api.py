@@ -14,7 +14,10 @@ from starlette.requests import HTTPConnection
 
 from adapters.bootstrap import Service
 from adapters.http.figures import Figures
+from adapters.http.key_cache import KeyCache
+from adapters.http.key_uses import KeyUses
 from adapters.http.outcomes import Outcomes
+from adapters.http.throttle import Throttle
 
 Result = TypeVar("Result")
 
@@ -52,9 +55,12 @@ class Api:
 
     service: Service
     now: Callable[[], datetime]
+    throttle: Throttle
     outcomes: Outcomes = field(default_factory=Outcomes)
     warehouse_flag: WarehouseFlag = field(default_factory=WarehouseFlag)
     figures: Figures = field(default_factory=Figures)
+    keys: KeyCache = field(default_factory=KeyCache)
+    key_uses: KeyUses = field(default_factory=KeyUses)
     stopping: threading.Event = field(default_factory=threading.Event)
     slow: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="api-slow")

@@ -13,12 +13,17 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.bootstrap import origin
 from adapters.http.api import Api, api_of
-from adapters.postgres.event_log import Datastore
+from adapters.http.guesses import customer_key, operator_key
+from adapters.http.key_cache import Entry
+from adapters.http.sources import source_of
+from adapters.postgres.event_log import Reads
 from adapters.postgres.reads import keys, profiles
+from adapters.postgres.tenant import TenantReads
+from domain.customer import KEY_WARNING
 from domain.envelope import Origin
 from domain.identity import CUSTOMER_ID
 from domain.refusals import Forbidden, NotFound
-from domain.scopes import Scope, allows
+from domain.scopes import Scope, allows, must_cover
 
 API_KEY: Final = APIKeyHeader(
     name="X-API-Key",
@@ -86,8 +91,8 @@ class Acting:
     by: Origin
     once: bool
     customer_id: str
-    reads: Datastore
-    """Where the customer's own rows are read."""
+    reads: Reads
+    """Where the customer's own rows are read, and nobody else's can be."""
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -114,12 +119,36 @@ def _operator(key: str, current: SecretStr, following: SecretStr | None) -> Iden
     return Identity("admin", key="next") if is_next else None
 
 
-def _look_up(api: Api, key: str) -> Identity:
-    found = keys.holder(api.service.datastore, _digest(key).hex(), api.now())
+def _look_up(api: Api, digest: bytes) -> Entry:
+    since = api.keys.changes
+    entry = Entry(keys.holder(api.service.datastore, digest.hex()), since)
+    api.keys.keep(digest, entry)
+    return entry
+
+
+async def _customer(request: Request, api: Api, key: str) -> Identity:
+    """The holder of a key that works: one that was looked up a moment ago costs neither a thread nor the database.
+
+    Every key that does not work takes the same steps: one digest, at most one look into the database, the same answer.
+    Raises `Away` where the database is away, whatever is remembered (see `KeyCache`).
+    """
+    digest = _digest(key)
+    guesses, attempt = api.throttle.guesses, customer_key(source_of(request), key, digest)
+    found = api.keys.find(digest)
     if found is None:
+        guesses.admit(attempt)
+        found = await run_in_threadpool(_look_up, api, digest)
+    holder, now = found.holder, api.now()
+    if holder is None or now >= holder.expires_at:
+        await guesses.failed(attempt)
         raise unauthorized()
-    suspended = found.status != "ACTIVE"
-    return Identity("customer", found.customer_id, suspended=suspended, key=found.api_key_id, scopes=found.scopes)
+    guesses.succeeded(attempt)
+    await api.throttle.rates.of_customer(request, holder.customer_id)
+    api.key_uses.note(holder, now, request.client.host if request.client else None)
+    if holder.expires_at - now <= KEY_WARNING:
+        request.state.key_expires_at = holder.expires_at
+    suspended = holder.status != "ACTIVE"
+    return Identity("customer", holder.customer_id, suspended=suspended, key=holder.api_key_id, scopes=holder.scopes)
 
 
 async def identify(request: Request) -> Identity:
@@ -131,12 +160,17 @@ async def identify(request: Request) -> Identity:
     settings = api.service.settings
     admin_key, api_key = request.headers.get("x-admin-key"), request.headers.get("x-api-key")
     if admin_key is not None:
+        attempt = operator_key(source_of(request), admin_key)
+        api.throttle.guesses.admit(attempt)
         known = _operator(admin_key, settings.admin_api_key, settings.admin_api_key_next)
         if known is None:
+            await api.throttle.guesses.failed(attempt)
             raise unauthorized()
+        api.throttle.guesses.succeeded(attempt)
     elif api_key is not None:
-        known = await run_in_threadpool(_look_up, api, api_key)
+        known = await _customer(request, api, api_key)
     else:
+        await api.throttle.rates.of_source(request)
         known = Identity("nobody")
     request.state.identity = known
     return known
@@ -192,7 +226,7 @@ async def _acting(request: Request, customer_id: str, wanted: SecurityScopes) ->
     _must_allow(identity, wanted)
     by, once = _asked(request, identity)
     api = api_of(request)
-    return Acting(identity, api.now(), by, once, customer_id, api.service.datastore)
+    return Acting(identity, api.now(), by, once, customer_id, TenantReads(api.service.datastore, customer_id))
 
 
 async def _admin_acting(request: Request, customer_id: str) -> Acting:
@@ -218,7 +252,13 @@ async def may_onboard(request: Request, customer_id: str) -> Caller:
         request.state.customer_id = customer_id
         if identity.suspended:
             raise Forbidden(SUSPENDED)
+        # It is given a key for everything.
+        must_cover(identity.scopes, None)
     return _caller(request, identity)
+
+
+async def _anyone(request: Request) -> Caller:
+    return _caller(request, Identity("nobody"))
 
 
 CustomerCaller = Annotated[Acting, Depends(_acting)]
@@ -232,6 +272,8 @@ KnownCaller = Annotated[Caller, Depends(_known)]
 """Any customer, or an operator. So are the following."""
 KnownRunsReader = Annotated[Caller, Security(_known, scopes=[Scope.RUNS_READ])]
 KnownRunsWriter = Annotated[Caller, Security(_known, scopes=[Scope.RUNS_WRITE])]
+Anyone = Annotated[Caller, Depends(_anyone)]
+"""Anybody at all: no key is looked at."""
 AdminCaller = Annotated[Caller, Depends(_admin)]
 """An operator."""
 AdminActing = Annotated[Acting, Depends(_admin_acting)]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import Body, Response
 from pydantic import BaseModel, EmailStr, Field
@@ -12,16 +12,14 @@ from adapters.http.api import Parts
 from adapters.http.auth import Configurer, CustomerCaller
 from adapters.http.etags import Match, etag
 from adapters.http.routing import WITH_BODY, customer_router, refusals
-from adapters.postgres.event_log import Datastore
+from adapters.postgres.event_log import Reads
 from adapters.postgres.reads import keys, profiles
 from application.command import Line, Request
 from application.customers import ChangeContact, change_contact
+from domain.customer import KEY_WARNING
 from domain.refusals import NotFound
 
 router = customer_router("/customers/{customer_id}", "Customers")
-
-WARN_BEFORE: Final = timedelta(days=14)
-"""Keys live 90 days: warnings begin on day 76."""
 
 
 class SubscriptionView(BaseModel):
@@ -38,6 +36,7 @@ class SubscriptionView(BaseModel):
 
 class KeyWarning(BaseModel):
     api_key_id: str
+    name: str
     last4: str
     expires_at: datetime
     days_left: int
@@ -93,25 +92,26 @@ def tag(row: Mapping[str, Any]) -> str:
     )
 
 
-def read_customer(datastore: Datastore, customer_id: str, now: datetime, response: Response) -> CustomerView:
+def read_customer(reads: Reads, customer_id: str, now: datetime, response: Response) -> CustomerView:
     """The customer with its warnings; puts its ETag on the response."""
-    row = profiles.profile(datastore, customer_id)
+    row = profiles.profile(reads, customer_id)
     if row is None:
         raise NotFound("No such customer.")
     response.headers["ETag"] = tag(row)
-    return view(row).model_copy(update={"warnings": _warnings(datastore, customer_id, now)})
+    return view(row).model_copy(update={"warnings": _warnings(reads, customer_id, now)})
 
 
-def _warnings(datastore: Datastore, customer_id: str, now: datetime) -> list[KeyWarning]:
+def _warnings(reads: Reads, customer_id: str, now: datetime) -> list[KeyWarning]:
     """A key that a newer one outlives needs no warning: it was replaced."""
-    lasting = keys.active(datastore, customer_id, now)[:1]
-    return [_warning(key, key["expires_at"] - now) for key in lasting if key["expires_at"] - now <= WARN_BEFORE]
+    lasting = keys.lasting(reads, customer_id, now)
+    return [_warning(key, key["expires_at"] - now) for key in lasting if key["expires_at"] - now <= KEY_WARNING]
 
 
 def _warning(key: Mapping[str, Any], left: timedelta) -> KeyWarning:
     days = math.ceil(left / timedelta(days=1))
+    named = f" {key['name']!r}" if key["name"] else ""
     message = (
-        f"The API key ending in {key['last4']} expires in {days} day{'' if days == 1 else 's'}. "
+        f"The API key{named} ending in {key['last4']} expires in {days} day{'' if days == 1 else 's'}. "
         "Issue a new one with POST /api/v1/customers/{customer_id}/api-keys."
     )
     return KeyWarning.model_validate({**key, "days_left": days, "message": message})

@@ -3,7 +3,8 @@
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import UTC
 from typing import Final
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapters.http import errors
 from adapters.http.figures import Figures
 from adapters.http.limits import read_body
+from adapters.http.rates import Standing
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,12 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+KEY_EXPIRES: Final = "X-API-Key-Expires"
+"""When the key of the request ends (RFC 3339), in every answer to it from 14 days before on.
+
+The standard headers with such a meaning, Sunset (RFC 8594) and Deprecation (RFC 9745), are about the address that was
+asked for: a client or proxy that knows them would report that the route is going away, which it is not.
+"""
 _HSTS: Final = "max-age=31536000; includeSubDomains"
 
 
@@ -57,7 +65,7 @@ class Edge:
                 status = message["status"]
                 out = MutableHeaders(scope=message)
                 out["X-Request-ID"] = request_id
-                for name, value in self._headers.items():
+                for name, value in (*self._headers.items(), *_of_key(scope), *_of_limit(scope)):
                     out.setdefault(name, value)
             await send(message)
 
@@ -85,6 +93,17 @@ class Edge:
             route = errors.instance(request)
             self._figures.answered(scope["method"], route, status, seconds)
             logger.info("%s %s %d %.0f ms (request %s)", scope["method"], route, status, seconds * 1000, request_id)
+
+
+def _of_key(scope: Scope) -> Iterator[tuple[str, str]]:
+    if expires_at := scope["state"].get("key_expires_at"):
+        yield KEY_EXPIRES, expires_at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _of_limit(scope: Scope) -> Iterator[tuple[str, str]]:
+    standing: Standing | None = scope["state"].get("rate_limit")
+    if standing is not None:
+        yield from standing.headers.items()
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -13,6 +13,7 @@ from adapters.http.api import Api, Parts
 from adapters.http.auth import Configurer
 from adapters.http.paging import Instant, Page, PageAsked, Paging, cursor
 from adapters.http.routing import customer_router
+from adapters.postgres.event_log import Reads
 from adapters.postgres.reads import events
 from adapters.postgres.reads.events import SCANNED, Wanted
 
@@ -89,14 +90,17 @@ class Asked:
 EventsAsked = Annotated[Asked, Depends()]
 
 
-def answer(api: Api, asked: Asked, paging: Paging, customer_id: str | None, *, for_operators: bool) -> EventPage:
-    """The events that are asked for; of a customer, if one is named."""
+def answer(
+    api: Api, asked: Asked, paging: Paging, customer_id: str | None, *, for_operators: bool, reads: Reads | None = None
+) -> EventPage:
+    """The events that are asked for; of a customer, if one is named, and then read through `reads`."""
     wanted = replace(asked.wanted, customer_id=customer_id)
     found = events.search(
         api.service.datastore,
         wanted,
         after=paging.before_position,
         limit=paging.limit,
+        reads=reads,
         oldest_first=asked.oldest_first,
         shown_actor=to_operators if for_operators else to_customers,
     )
@@ -117,4 +121,4 @@ def list_events(api: Parts, caller: Configurer, paging: PageAsked, asked: Events
     read is listed as `unreadable`, with the reason.
     """
     by_operator = caller.identity.kind == "admin"
-    return answer(api, asked, paging, caller.customer_id, for_operators=by_operator)
+    return answer(api, asked, paging, caller.customer_id, for_operators=by_operator, reads=caller.reads)

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
 
 from adapters.http.api import Api, Parts
+from adapters.notifications import deliveries
 from adapters.postgres import processes
 from adapters.postgres.reads import health, queue, runs
 from adapters.problems import FULL
@@ -115,6 +116,7 @@ class ServiceFigures(Collector):
             overdue = sum(over > 0 for _, over in queue.held_by_worker(datastore).values())
             end = self._api.service.log.end()
             standing = look_at(datastore, self._api.now())
+            told = deliveries.counts(datastore)
         except Away:
             yield GaugeMetricFamily("convergence_database_up", "Whether the database answers.", value=0)
             return
@@ -139,6 +141,8 @@ class ServiceFigures(Collector):
             ("due_pipelines", "Pipelines whose slot has come and that were not triggered.", slots["due"]),
             ("overdue_workers", "Workers that hold runs whose leases are over.", overdue),
             ("log_end", "The position of the newest event.", end),
+            ("notifications_pending", "Deliveries of notifications that wait.", told.pending),
+            ("notifications_dead", "Deliveries that were given up and not replayed, in 90 days.", told.dead),
         ):
             yield GaugeMetricFamily(f"convergence_{name}", meaning, value=value or 0)
         by_role = GaugeMetricFamily("convergence_processes", "Processes that live, by role.", labels=["role"])

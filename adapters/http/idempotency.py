@@ -39,8 +39,9 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 _NAMESPACE: Final = UUID("a1f3c0de-52b7-5c1e-8f6a-7d0b6c1e9b42")
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_ONCE_ONLY: Final = "api_key"
 SHOWN_ONCE: Final = "This request was carried out before, and an API key is shown only once."
+SIGNING_SHOWN_ONCE: Final = "This request was carried out before, and a signing secret is shown only once."
+_ONCE_ONLY: Final = {"api_key": SHOWN_ONCE, "secret": SIGNING_SHOWN_ONCE}
 _KEPT_HEADERS: Final = ("content-type", "location", "etag")
 _NOT_NOW: Final = frozenset({401, 403, 429})
 _WITH_JSON: Final = re.compile(r"application/(?:[a-z0-9.!#$&^_-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
@@ -164,12 +165,13 @@ def _forget(api: Api, claim: requests.Claimed) -> None:
 
 
 def _without_secrets(body: bytes) -> bytes:
-    if f'"{_ONCE_ONLY}"'.encode() not in body:
-        return body
-    content = json.loads(body)
-    content[_ONCE_ONLY] = None
-    content["message"] = SHOWN_ONCE
-    return bytes(JSONResponse(content).body)
+    for name, message in _ONCE_ONLY.items():
+        if f'"{name}"'.encode() in body:
+            content = json.loads(body)
+            content[name] = None
+            content["message"] = message
+            return bytes(JSONResponse(content).body)
+    return body
 
 
 class Named:

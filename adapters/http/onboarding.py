@@ -95,7 +95,7 @@ class _Progress:
 @router.post(
     "/customers/onboard",
     summary="Onboard a customer",
-    responses=WITH_BODY | refusals(401, 403, 422, 503),
+    responses=WITH_BODY | refusals(401, 403, 422, 429, 503),
 )
 async def post_onboard(
     request: Request, api: Parts, name: RequestName, body: Annotated[Onboarding, Body(examples=[EXAMPLE])]

@@ -7,15 +7,16 @@ import base64
 import hashlib
 from typing import Final
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from adapters.http.api import Parts
+from adapters.http.keyless import PER_SOURCE
 from adapters.postgres.reads import reveals
-from application.ports import Purpose, SealedFor, Vault
+from application.ports import Opener, Purpose, SealedFor, Vault
 
-router = APIRouter(prefix="/reveal", tags=["Reveal"], include_in_schema=False)
+router = APIRouter(prefix="/reveal", tags=["Reveal"], include_in_schema=False, dependencies=PER_SOURCE)
 
 _PAGES: Final = Environment(loader=PackageLoader("adapters.http", "pages"), undefined=StrictUndefined, autoescape=True)
 _STYLE: Final = _PAGES.get_template("reveal.css.j2").render()
@@ -40,21 +41,22 @@ def get_reveal(api: Parts, token: str) -> HTMLResponse:
 
 
 @router.post("/{token}", response_class=HTMLResponse)
-def post_reveal(api: Parts, token: str) -> HTMLResponse:
+def post_reveal(api: Parts, request: Request, token: str) -> HTMLResponse:
     """The key, once; of several callers at the same moment one gets it."""
     if len(token) > _LONGEST_TOKEN:
         return _page("gone", 404)
 
     def open_sealed(customer_id: str, api_key_id: str, sealed: bytes) -> str:
-        return _opened(api.service.vault, customer_id, api_key_id, sealed)
+        by = Opener(actor="anyone", reason="reveal", request_id=request.state.request_id)
+        return _opened(api.service.vault, SealedFor(customer_id, api_key_id, Purpose.API_KEY), sealed, by)
 
     key = reveals.use(api.service.datastore, _hash(token), open_sealed)
     return _page("gone", 404) if key is None else _page("key", api_key=key)
 
 
-def _opened(vault: Vault, customer_id: str, api_key_id: str, sealed: bytes) -> str:
+def _opened(vault: Vault, owner: SealedFor, sealed: bytes, by: Opener) -> str:
     try:
-        return vault.open(sealed, SealedFor(customer_id, api_key_id, Purpose.API_KEY)).decode()
+        return vault.open(sealed, owner, by).decode()
     except ValueError:
         # The customer was erased meanwhile: there is no key to show, and the link is as good as used.
         raise HTTPException(404, "There is nothing at this address.") from None

@@ -20,7 +20,7 @@ _MEANINGS: Final = {
     413: "The body is larger than 256 kB.",
     415: "The body is not JSON.",
     422: "Well-formed but wrong. Names the field and what is wrong, never what was sent.",
-    429: "A quota or limit of the plan is used up. Retry-After says when to come back.",
+    429: "A quota of the plan is used up, or too many requests or wrong keys came. Retry-After says when to come back.",
     500: "A fault of the service, logged under the X-Request-ID of the answer.",
     503: "A backend of the service is away. Try again, with the same Idempotency-Key: what was done is not done twice.",
 }
@@ -39,7 +39,7 @@ def customer_router(prefix: str, tag: str) -> APIRouter:
         tags=[tag],
         route_class=Route,
         dependencies=BY_CUSTOMER,
-        responses=refusals(401, 403, 404, 422, 503),
+        responses=refusals(401, 403, 404, 422, 429, 503),
     )
 
 
@@ -50,7 +50,7 @@ def admin_router(prefix: str, tag: str) -> APIRouter:
         tags=[tag],
         route_class=Route,
         dependencies=[*BY_ADMIN, Depends(only_known_parameters)],
-        responses=refusals(401, 422, 503),
+        responses=refusals(401, 422, 429, 503),
     )
 
 

@@ -149,7 +149,7 @@ def _columns(row: Mapping[str, Any], pipeline_id: str | None) -> dict[str, Any]:
 def _rows(history: Sequence[Recorded]) -> dict[str, list[Mapping[str, Any]]]:
     """The rows of one stream, by table; the projectors that fill the tables make these too."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
-    for folded in fold([change for r in history for change in changes_of(r.event, r.envelope)]):
+    for folded in fold([change for r in history for change in changes_of(r.event, r.envelope)]).rows:
         table: Table = folded.table
         if folded.whole:
             rows.setdefault(table.name, []).append(folded.values)

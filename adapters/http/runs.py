@@ -14,11 +14,14 @@ from adapters.http.outcomes import wait_until
 from adapters.http.paging import Instant, Page, PageAsked
 from adapters.http.routing import API, WITH_BODY, customer_router, refusals
 from adapters.http.run_views import RunSummary, RunView, run_view, summary
+from adapters.postgres.event_log import Reads
+from adapters.postgres.reads import history as history_of
 from adapters.postgres.reads import runs
 from adapters.postgres.reads.listing import Where, newest_first
-from application.command import Line, Request
+from adapters.postgres.tenant import TenantReads
+from application.command import Line, Request, as_uuid
 from application.pipelines import Name
-from application.runs import CancelRun, NewRun, RequestRun, RetryRun, cancel_run, request_run, retry_run, run_history
+from application.runs import CancelRun, NewRun, RequestRun, RetryRun, cancel_run, request_run, retry_run
 from domain.identity import requested_run_id
 from domain.pipeline_run import RunState
 from domain.refusals import NotFound
@@ -84,7 +87,7 @@ async def post_run(
         run_id=_run_id(caller, name),
     )
     ask = partial(request_run, command, api.service.platform, api.service.registry)
-    return await _run_and_wait(api, command.run_id, ask, prefer, response)
+    return await _run_and_wait(api, caller.reads, command.run_id, ask, prefer=prefer, response=response)
 
 
 def _run_id(caller: Acting, name: Named) -> str:
@@ -97,8 +100,10 @@ def _run_id(caller: Acting, name: Named) -> str:
 
 async def _run_and_wait(
     api: Api,
+    reads: Reads,
     run_id: str,
     ask: Any,  # noqa: ANN401 - any command function
+    *,
     prefer: str | None,
     response: Response,
 ) -> RunView:
@@ -112,18 +117,23 @@ async def _run_and_wait(
     # Registered before the run exists, so that its end cannot be missed.
     with api.outcomes.watching(run_id) as event:
         await run_in_threadpool(ask)
-        ended = bool(seconds) and await wait_until(
-            partial(runs.has_ended, api.service.datastore, run_id), event, seconds
-        )
+        ended = bool(seconds) and await wait_until(partial(runs.has_ended, reads, run_id), event, seconds)
     if not ended:
         response.status_code = 202
         response.headers["Location"] = f"{API}/pipelines/runs/{run_id}"
         response.headers["Retry-After"] = "2"
-    return await run_in_threadpool(_read, api, run_id)
+    return await run_in_threadpool(_read, api, reads, run_id)
 
 
-def _read(api: Api, run_id: str) -> RunView:
-    recorded = run_history(run_id, api.service.platform)
+def _reads(api: Api, caller: Caller) -> Reads:
+    customer_id = caller.identity.customer_id
+    return api.service.datastore if customer_id is None else TenantReads(api.service.datastore, customer_id)
+
+
+def _read(api: Api, reads: Reads, run_id: str) -> RunView:
+    stream_id = as_uuid(run_id)
+    stored = () if stream_id is None else history_of.stream(reads, stream_id)
+    recorded = [r for event in stored for r in api.service.mapper.to_domain_events(event)]
     if not recorded:
         raise NotFound(_NO_RUN)
     return run_view(recorded)
@@ -131,7 +141,7 @@ def _read(api: Api, run_id: str) -> RunView:
 
 def _own(api: Api, caller: Caller, run_id: str) -> RunView:
     """The run, for its owner and operators. To anybody else it is as if it did not exist."""
-    run = _read(api, run_id)
+    run = _read(api, _reads(api, caller), run_id)
     if caller.identity.kind == "customer" and caller.identity.customer_id != run.customer_id:
         raise NotFound(_NO_RUN)
     return run
@@ -161,7 +171,7 @@ def post_cancel(
     run = _own(api, caller, run_id)
     command = CancelRun(**caller.stamp, customer_id=run.customer_id, run_id=run_id, reason=body.reason)
     cancel_run(command, api.service.platform)
-    cancelled = _read(api, run_id)
+    cancelled = _read(api, _reads(api, caller), run_id)
     if not RunState(cancelled.state).ended:
         response.status_code = 202
         response.headers["Location"] = f"{API}/pipelines/runs/{run_id}"
@@ -181,7 +191,7 @@ async def post_retry(
     new_run_id = name.new_id()
     command = RetryRun(**caller.stamp, customer_id=run.customer_id, run_id=run_id, new_run_id=new_run_id)
     ask = partial(retry_run, command, api.service.platform, api.service.registry)
-    return await _run_and_wait(api, new_run_id, ask, prefer, response)
+    return await _run_and_wait(api, _reads(api, caller), new_run_id, ask, prefer=prefer, response=response)
 
 
 @history.get("", summary="List a customer's runs")

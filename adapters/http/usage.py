@@ -10,7 +10,7 @@ from adapters.http.api import Parts
 from adapters.http.auth import UsageReader
 from adapters.http.paging import Page, PageAsked
 from adapters.http.routing import customer_router
-from adapters.postgres.event_log import Datastore
+from adapters.postgres.event_log import Reads
 from adapters.postgres.reads import profiles
 from domain.refusals import NotFound
 from domain.usage import Usage, first_of_next_month
@@ -44,9 +44,9 @@ class UsageView(UsageDay):
     quota_reset_date: date = Field(description="When the month's count starts again.")
 
 
-def read_usage(datastore: Datastore, customer_id: str, now: datetime) -> UsageView:
+def read_usage(reads: Reads, customer_id: str, now: datetime) -> UsageView:
     """The customer's usage at `now`: a new day or month has started from zero, whether or not anything ran in it."""
-    row = profiles.usage(datastore, customer_id)
+    row = profiles.usage(reads, customer_id)
     if row is None:
         raise NotFound("No such customer.")
     return _at(row, now)

@@ -1,4 +1,4 @@
-"""Wrapping and sealing secrets: which of the two wrapping keys guards what, and what every ciphertext is bound to."""
+"""Wrapping and sealing secrets: which key guards what, and what every ciphertext is bound to."""
 
 import struct
 from enum import StrEnum
@@ -18,9 +18,31 @@ class KeyGroup(StrEnum):
     CREDENTIALS = "credentials"
 
 
+class DataKeyGroup(StrEnum):
+    """What one data key of a customer guards. Those for personal data live as long as the customer does.
+
+    The log holds what they sealed, and is never written anew. What the others sealed is sealed again under their
+    successors.
+    """
+
+    API_KEYS = "api-keys"
+    CREDENTIALS = "credentials"
+    PERSONAL = "personal"
+
+
 def key_group(purpose: Purpose) -> KeyGroup:
     """Which wrapping key guards a purpose. Personal data shares the key of the credentials."""
     return KeyGroup.API_KEYS if purpose is Purpose.API_KEY else KeyGroup.CREDENTIALS
+
+
+def data_key_group(purpose: Purpose) -> DataKeyGroup:
+    """Which of a customer's data keys seals for a purpose."""
+    match purpose:
+        case Purpose.API_KEY:
+            return DataKeyGroup.API_KEYS
+        case Purpose.PERSONAL:
+            return DataKeyGroup.PERSONAL
+    return DataKeyGroup.CREDENTIALS
 
 
 def associated_data(owner: SealedFor) -> bytes:

@@ -28,7 +28,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import grpc 
 from google_crc32c import value as crc32c
 
 from adapters.kms import MOST_BYTES, KeyGroup, associated_data, key_group
-from application.ports import Away, SealedFor
+from application.ports import Away, SealedFor, Wrapped
 
 _Answer = TypeVar("_Answer")
 
@@ -95,8 +95,11 @@ class CloudKms:
             KeyGroup.CREDENTIALS: self._client.crypto_key_path(project, location, keyring, credentials_key_name),
         }
 
-    def wrap(self, plaintext: bytes, owner: SealedFor) -> bytes:
-        """Encrypt at most 64 KiB for `owner`. Raises `ValueError` for more, `Away` as the class says."""
+    def wrap(self, plaintext: bytes, owner: SealedFor) -> Wrapped:
+        """Encrypt at most 64 KiB for `owner` under the key's primary version, which the result names.
+
+        Raises `ValueError` for more, `Away` as the class says.
+        """
         if len(plaintext) > MOST_BYTES:
             raise ValueError(f"A wrapping key takes at most {MOST_BYTES} bytes, not {len(plaintext)}.")
         key, bound = self._keys[key_group(owner.purpose)], associated_data(owner)
@@ -108,7 +111,7 @@ class CloudKms:
             additional_authenticated_data_crc32c=crc32c(bound),
         )
 
-        def encrypt(attempt_s: float) -> bytes:
+        def encrypt(attempt_s: float) -> Wrapped:
             answer = self._client.encrypt(request=request, retry=None, timeout=attempt_s)
             if not (answer.verified_plaintext_crc32c and answer.verified_additional_authenticated_data_crc32c):
                 raise _Damaged
@@ -117,7 +120,7 @@ class CloudKms:
             ciphertext = bytes(answer.ciphertext)
             if answer.ciphertext_crc32c != crc32c(ciphertext):
                 raise _Damaged
-            return ciphertext
+            return Wrapped(ciphertext, answer.name)
 
         try:
             return self._within_timeout(encrypt, key)

@@ -13,6 +13,7 @@ from application.ports import Mail
 _ADDRESS = re.compile(
     r"(?!.*=\?)[^\s@<>()\[\]\\,;:\"\x00-\x1f\x7f-\x9f]{1,64}@[^\s@<>()\[\]\\,;:\"\x00-\x1f\x7f-\x9f]{1,255}"
 )
+_REFERENCE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _NAMED = re.compile(r'"?([^"<>]*)"?\s*<([^<>]+)>')
 
 
@@ -29,8 +30,10 @@ def compose(mail: Mail, sender: Address) -> EmailMessage:
     """The message to send, with the policy that its addresses need: nothing in `mail` adds a header or a recipient.
 
     Line breaks and control characters in the subject become spaces. Raises `ValueError`, which does not quote them,
-    when there are no recipients or one is not a plain address.
+    when there are no recipients, one is not a plain address, or the reference is not made of letters, digits and `.-_`.
     """
+    if mail.reference is not None and not _REFERENCE.fullmatch(mail.reference):
+        raise ValueError("The mail's reference cannot be a Message-ID.")
     if not mail.to:
         raise ValueError("The mail has no recipients.")
     for number, recipient in enumerate(mail.to, start=1):
@@ -42,7 +45,8 @@ def compose(mail: Mail, sender: Address) -> EmailMessage:
     message["To"] = [_address(recipient) for recipient in mail.to]
     message["Subject"] = _printable(mail.subject)
     message["Date"] = format_datetime(datetime.now(UTC))
-    message["Message-ID"] = make_msgid(domain=sender.domain)
+    name = mail.reference
+    message["Message-ID"] = make_msgid(domain=sender.domain) if name is None else f"<{name}@{sender.domain}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers, please
     message.set_content(_encodable(mail.text))
     return message

@@ -10,6 +10,7 @@ from typing import Any
 from google.cloud import bigquery
 from jinja2 import Environment, StrictUndefined
 
+from adapters.bigquery.tables import dataset_of
 from adapters.pipelines import identifiers
 from adapters.pipelines.failures import StepFailed
 from adapters.pipelines.jobs import Jobs, QueryParameter
@@ -71,9 +72,7 @@ class Attempt:
     @property
     def dataset(self) -> bigquery.DatasetReference:
         """The customer's dataset in the platform's project."""
-        return bigquery.DatasetReference(
-            identifiers.project(self.platform.project), identifiers.dataset(self.order.customer_id)
-        )
+        return bigquery.DatasetReference(identifiers.project(self.platform.project), dataset_of(self.order.customer_id))
 
     def table(self, name: str) -> str:
         """The quoted name of a table in the customer's dataset; `{provider}` stands for the run's provider."""

@@ -23,7 +23,16 @@ from adapters.pipelines.jobs import Jobs
 from adapters.pipelines.registry import AnyStep, Registry, Template
 from adapters.pipelines.source import Sources
 from adapters.pipelines.step import Outcome, Step
-from application.ports import Away, CredentialReader, Mailer, RunOrder, RunProgress, RunReport, StepReport
+from application.ports import (
+    Away,
+    CredentialReader,
+    Mailer,
+    NotToBeOpened,
+    RunOrder,
+    RunProgress,
+    RunReport,
+    StepReport,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -193,7 +202,7 @@ class _Execution:
         error = future.exception()
         if error is None:
             return future.result(), None
-        if not isinstance(error, (StepFailed, Away, GoogleAPICallError, GoogleAuthError, OSError)):
+        if not isinstance(error, (StepFailed, Away, NotToBeOpened, GoogleAPICallError, GoogleAuthError, OSError)):
             # Frames without the message: that may hold customers' data.
             _log.error(
                 "Run %s, step %s: %s\n%s",

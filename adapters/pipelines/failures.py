@@ -11,7 +11,7 @@ from google.api_core import exceptions as google_errors
 from google.auth import exceptions as auth_errors
 
 from adapters.pipelines.step import Outcome
-from application.ports import Away
+from application.ports import Away, NotToBeOpened
 
 
 class Stopped(Exception):  # noqa: N818 - the step was told to stop
@@ -72,6 +72,8 @@ def explain(error: BaseException) -> Failure:
             failure = Failure(str(error), can_pass=error.can_pass)
         case Away():
             failure = Failure("A service that the run needs did not answer.", can_pass=True)
+        case NotToBeOpened():
+            failure = Failure("The customer's credential was not opened for this attempt.", can_pass=True)
         case google_errors.RetryError() | auth_errors.TransportError():
             failure = Failure(_AWAY, can_pass=True)
         case auth_errors.GoogleAuthError():

@@ -10,6 +10,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 from google.oauth2 import service_account
 
+from adapters.bigquery.tables import dataset_of
 from adapters.pipelines import identifiers
 from adapters.pipelines.failures import StepFailed
 from adapters.pipelines.jobs import AGAIN, CALL_SECONDS
@@ -80,14 +81,21 @@ class Sources:
         self._endpoint = endpoint
 
     def client(self, order: RunOrder) -> bigquery.Client:
-        """A client that reads as the customer where it left a credential for the project, else as the platform.
+        """A client that reads as the customer, with the credential that it left for the project.
 
-        Raises `StepFailed` for a credential of the wrong shape, `Away` when it cannot be opened now.
+        The platform's own identity reads the customer's own dataset and nothing else: customers name whatever project
+        and dataset they like, also one that the platform was let into for another customer's sake. An emulator knows
+        no identities.
+
+        Raises `StepFailed` without a credential, and for one of the wrong shape; `Away` when it cannot be opened now.
         """
-        project, _ = _place(order, self._platform.project)
-        secret = self._credentials.credential(order.customer_id, "GCP", project)
+        project, dataset = _place(order, self._platform.project)
+        secret = self._credentials.credential(order, "GCP", project)
         if secret is None:
-            return self._platform
+            own = project == self._platform.project and dataset == dataset_of(order.customer_id)
+            if own or self._endpoint is not None:
+                return self._platform
+            raise StepFailed(f"There is no GCP credential for the project {project}: add one that may read there.")
         if self._endpoint is not None:
             # The emulator knows no callers, and a customer's key has no business there.
             return bigquery.Client(

@@ -14,9 +14,9 @@ from psycopg import Connection
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Composed, Identifier
 
-from adapters.postgres import rows, schema
+from adapters.postgres import privileges, rows, schema
 from domain.envelope import Envelope
-from projections.fold import Folded, fold
+from projections.fold import Folded, Forgotten, fold
 from projections.follow import Placed
 from projections.project import central_rows, changes_of
 from projections.rows import Change, Column, Scope, Table, Type
@@ -84,7 +84,8 @@ class Beside:
         of = changes_of if self._has_customers else _central_changes
         names = self.tables.keys()
         changes = [change for p in placed for change in of(p.event, p.at) if change.row.table.name in names]
-        return rows.writes_of(map(_kept_row, fold(changes)))
+        forgotten, changed = fold(changes)
+        return [*rows.deletes_of(map(_kept_gone, forgotten)), *rows.writes_of(map(_kept_row, changed))]
 
     def apply(self, writes: Sequence[rows.Write]) -> None:
         """Write the rows of a stretch of the log, which follows what was written before; all or nothing."""
@@ -97,11 +98,13 @@ class Beside:
         self.apply(self.writes(placed))
 
     def index(self) -> None:
-        """Give the central tables what their live twins have for readers: indexes, statistics, and others' grants."""
+        """Give the central tables what readers need: indexes, statistics, row-level security, and others' grants."""
         for table in self.tables.values():
             if table.scope is Scope.CENTRAL:
                 for statement in schema.indexes(table):
                     self._connection.execute(statement)
+                if privileges.is_tenants(table):
+                    privileges.bind_rows(self._connection, self.named(table.name))
                 for grant in self._connection.execute(_GRANTS, {"live": self.live, "table": table.name}).fetchall():
                     self._connection.execute(_grant(self.named(table.name), grant))
             self._connection.execute(SQL("VACUUM (ANALYZE) {}").format(self.named(table.name)))
@@ -135,6 +138,10 @@ def _grant(name: Composed, grant: DictRow) -> Composed:
         Identifier(grant["role"]) if grant["role"] else SQL("PUBLIC"),
         SQL(" WITH GRANT OPTION" if grant["is_grantable"] else ""),
     )
+
+
+def _kept_gone(gone: Forgotten) -> Forgotten:
+    return replace(gone, table=kept(gone.table))
 
 
 def _kept_row(row: Folded) -> Folded:

@@ -20,8 +20,17 @@ SCHEDULES: Final = "convergence_schedules"
 ENDED: Final = "convergence_ended"
 """Runs ended; the payload names them, separated by commas."""
 
+KEYS: Final = "convergence_keys"
+"""What API keys prove has changed; the payload names the customers, separated by commas, or nobody for all."""
+
 STOP: Final = "convergence_stop"
 """A running run was asked to stop."""
+
+NOTIFICATIONS: Final = "convergence_notifications"
+"""Something is to be told to a customer."""
+
+DATA_KEYS: Final = "convergence_data_keys"
+"""A customer's data keys were renewed or destroyed; the payload is its id, in lower case. Who has them forgets them."""
 
 _WAITING = (
     run_events.RunScheduled
@@ -40,13 +49,26 @@ _RESCHEDULED = (
     | customer_events.SchedulesResumed
 )
 _ENDED = run_events.RunCompleted | run_events.RunFailed | run_events.RunCancelled | run_events.RunSkipped
+_REKEYED = (
+    customer_events.ApiKeyIssued
+    | customer_events.ApiKeyRetired
+    | customer_events.ApiKeyRevoked
+    | customer_events.Suspended
+    | customer_events.Reactivated
+    | customer_events.Erased
+)
+_CUSTOMERS_PER_MESSAGE: Final = 150  # of at most 50 characters and a comma
 _IDS_PER_MESSAGE: Final = 200  # of 36 bytes and a comma: PostgreSQL takes 8,000 bytes
 
 
-def announce(cursor: Cursor[Any], recorded: Iterable[Recorded]) -> None:
-    """Tell whoever listens what these events mean for them, once the transaction commits."""
+def announce(cursor: Cursor[Any], recorded: Iterable[Recorded]) -> frozenset[str]:
+    """Tell whoever listens what these events mean for them, once the transaction commits.
+
+    Returns the customers whose API keys prove something else from then on.
+    """
     messages: dict[tuple[str, str], None] = {(LOG, ""): None}
     ended: list[str] = []
+    rekeyed: set[str] = set()
     for r in recorded:
         event = r.event
         if isinstance(event, _WAITING):
@@ -57,10 +79,16 @@ def announce(cursor: Cursor[Any], recorded: Iterable[Recorded]) -> None:
             ended.append(str(r.envelope.stream_id))
         if isinstance(event, run_events.CancelRequested):
             messages[STOP, str(r.envelope.stream_id)] = None
+        if isinstance(event, _REKEYED):
+            rekeyed.add(r.envelope.customer_id)
     for start in range(0, len(ended), _IDS_PER_MESSAGE):
         messages[ENDED, ",".join(ended[start : start + _IDS_PER_MESSAGE])] = None
+    customers = sorted(rekeyed)
+    for start in range(0, len(customers), _CUSTOMERS_PER_MESSAGE):
+        messages[KEYS, ",".join(customers[start : start + _CUSTOMERS_PER_MESSAGE])] = None
     cursor.execute(
         "SELECT pg_notify(c, p) FROM unnest(%s::text[], %s::text[]) AS m(c, p)",
         ([m[0] for m in messages], [m[1] for m in messages]),
         prepare=True,
     )
+    return frozenset(rekeyed)

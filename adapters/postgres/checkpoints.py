@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 from zlib import crc32
 
 import psycopg
@@ -91,18 +91,7 @@ class PostgresCheckpoints:
     def advance(self, projection: str, expected: int, to: int) -> None:
         """Move on from `expected`; raises `Overtaken` when another process moved it meanwhile."""
         with self._datastore.reading() as cursor:
-            cursor.execute(
-                "INSERT INTO checkpoints AS c (projection, position) SELECT %(p)s, %(to)s"
-                " WHERE %(expected)s = 0 OR EXISTS (SELECT 1 FROM checkpoints WHERE projection = %(p)s)"
-                " ON CONFLICT (projection) DO UPDATE SET position = %(to)s, updated_at = clock_timestamp(),"
-                " problem = NULL, problem_kind = NULL, problem_position = NULL, problem_since = NULL,"
-                " problem_met_at = NULL, events_per_second = (%(to)s - c.position) / greatest(0.001,"
-                "  extract(epoch FROM clock_timestamp() - c.updated_at)) WHERE c.position = %(expected)s",
-                {"p": projection, "to": to, "expected": expected},
-                prepare=True,
-            )
-            if cursor.rowcount == 0:
-                raise Overtaken(projection)
+            move_on(cursor, projection, expected, to)
 
     def stand(self, projection: str, problem: Problem) -> None:
         """Say what keeps a projection from going on; only who leads it may. It is over when the checkpoint moves on.
@@ -129,6 +118,25 @@ class PostgresCheckpoints:
                 " problem_since = NULL, problem_met_at = NULL WHERE projection = %s AND problem IS NOT NULL",
                 (projection,),
             )
+
+
+def move_on(cursor: psycopg.Cursor[Any], projection: str, expected: int, to: int) -> None:
+    """Move a checkpoint on from `expected`, in the caller's transaction if there is one.
+
+    Raises `Overtaken` when another process moved it meanwhile; until the transaction ends, no other one moves it.
+    """
+    cursor.execute(
+        "INSERT INTO checkpoints AS c (projection, position) SELECT %(p)s, %(to)s"
+        " WHERE %(expected)s = 0 OR EXISTS (SELECT 1 FROM checkpoints WHERE projection = %(p)s)"
+        " ON CONFLICT (projection) DO UPDATE SET position = %(to)s, updated_at = clock_timestamp(),"
+        " problem = NULL, problem_kind = NULL, problem_position = NULL, problem_since = NULL,"
+        " problem_met_at = NULL, events_per_second = (%(to)s - c.position) / greatest(0.001,"
+        "  extract(epoch FROM clock_timestamp() - c.updated_at)) WHERE c.position = %(expected)s",
+        {"p": projection, "to": to, "expected": expected},
+        prepare=True,
+    )
+    if cursor.rowcount == 0:
+        raise Overtaken(projection)
 
 
 class Lead:

@@ -1,10 +1,34 @@
 """Where customers' wrapped data keys are kept: beside the log, never in it."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
+from psycopg import Cursor
+
+from adapters.kms.vault import StoredKey
+from adapters.postgres.channels import DATA_KEYS
 from adapters.postgres.event_log import Datastore
+from application.ports import Wrapped
 
 _CONNECTIONS: Final = 2
+
+_LOCK: Final = "SELECT pg_advisory_xact_lock(%s, hashtext(lower(%s)))"
+_LOCK_CLASS: Final = 0x0DA7_A4E5
+"""Advisory locks on a customer's data keys: between a key's being made and all of them being deleted."""
+_ALL: Final = (
+    "SELECT purpose, wrapped, name, retired_at IS NOT NULL AS retired, seals_personal FROM data_keys"
+    " WHERE customer_id = lower(%s) ORDER BY created_at DESC"
+)
+_CURRENT: Final = "SELECT wrapped FROM data_keys WHERE customer_id = lower(%s) AND purpose = %s AND retired_at IS NULL"
+_ADD: Final = (
+    "INSERT INTO data_keys (customer_id, purpose, wrapped, version, name, seals_personal)"
+    " VALUES (lower(%s), %s, %s, %s, %s, %s) ON CONFLICT (customer_id, purpose) WHERE retired_at IS NULL DO NOTHING"
+)
+_RETIRE: Final = (
+    "UPDATE data_keys SET retired_at = clock_timestamp()"
+    " WHERE customer_id = lower(%s) AND purpose = %s AND retired_at IS NULL"
+)
+_TELL: Final = "SELECT pg_notify(%s, lower(%s))"
 
 
 class PostgresDataKeys:
@@ -15,35 +39,79 @@ class PostgresDataKeys:
     """
 
     def __init__(self, dsn: str) -> None:
-        self._datastore = Datastore(dsn, size=_CONNECTIONS, name="keys")
+        self.datastore = Datastore(dsn, size=_CONNECTIONS, name="keys")
 
     def close(self) -> None:
-        self._datastore.close()
+        self.datastore.close()
 
-    def get(self, customer_id: str, purpose_group: str) -> bytes | None:
-        with self._datastore.reading() as cursor:
-            row = cursor.execute(
-                "SELECT wrapped FROM data_keys WHERE customer_id = lower(%s) AND purpose = %s",
-                (customer_id, purpose_group),
-                prepare=True,
-            ).fetchone()
+    def keys(self, customer_id: str) -> Sequence[StoredKey]:
+        """All keys of the customer, the newest first."""
+        with self.datastore.reading() as cursor:
+            rows = cursor.execute(_ALL, (customer_id,), prepare=True).fetchall()
+        return [
+            StoredKey(
+                purpose=row["purpose"],
+                wrapped=bytes(row["wrapped"]),
+                name=None if row["name"] is None else bytes(row["name"]),
+                retired=row["retired"],
+                seals_personal=row["seals_personal"],
+            )
+            for row in rows
+        ]
+
+    def get(self, customer_id: str, purpose: str) -> bytes | None:
+        """The wrapped key that seals for the purpose."""
+        with self.datastore.reading() as cursor:
+            row = cursor.execute(_CURRENT, (customer_id, purpose), prepare=True).fetchone()
         return None if row is None else bytes(row["wrapped"])
 
-    def add(self, customer_id: str, purpose_group: str, wrapped: bytes) -> bytes:
-        """Store it if there is none; returns the one that stands, so that concurrent callers agree."""
-        with self._datastore.reading() as cursor:
-            cursor.execute(
-                "INSERT INTO data_keys (customer_id, purpose, wrapped) VALUES (lower(%s), %s, %s)"
-                " ON CONFLICT DO NOTHING",
-                (customer_id, purpose_group, wrapped),
-                prepare=True,
-            )
-        standing = self.get(customer_id, purpose_group)
+    def add(
+        self, customer_id: str, purpose: str, wrapped: Wrapped, name: bytes | None = None, *, personal: bool = False
+    ) -> bytes:
+        """Store it if none seals; returns the one that stands, so that concurrent callers agree."""
+        with self.datastore.transaction_cursor() as cursor:
+            cursor.execute(_LOCK, (_LOCK_CLASS, customer_id))
+            cursor.execute(_ADD, (customer_id, purpose, bytes(wrapped), wrapped.version, name, personal))
+        standing = self.get(customer_id, purpose)
         if standing is None:
             raise LookupError("The data key was destroyed while it was made.")
         return standing
 
+    def replace(
+        self,
+        customer_id: str,
+        purpose: str,
+        wrapped: Wrapped,
+        name: bytes,
+        *,
+        instead_of: bytes | None,
+        personal: bool = False,
+    ) -> bool:
+        """Have this key seal from now on, and retire the one before it, if that is (still) `instead_of`.
+
+        Never for a customer that has no keys: what was erased stays erased. Tells all processes.
+        """
+        with self.datastore.transaction_cursor() as cursor:
+            cursor.execute(_LOCK, (_LOCK_CLASS, customer_id))
+            standing = cursor.execute(_CURRENT, (customer_id, purpose)).fetchone()
+            if (None if standing is None else bytes(standing["wrapped"])) != instead_of:
+                return False
+            if cursor.execute(_ALL, (customer_id,)).fetchone() is None:
+                return False
+            cursor.execute(_RETIRE, (customer_id, purpose))
+            cursor.execute(_ADD, (customer_id, purpose, bytes(wrapped), wrapped.version, name, personal))
+            tell(cursor, customer_id)
+        return True
+
     def delete(self, customer_id: str) -> None:
-        """Destroy the customer's data keys, and with them everything they sealed."""
-        with self._datastore.reading() as cursor:
+        """Destroy the customer's data keys, and with them everything they sealed; tells all processes."""
+        with self.datastore.transaction_cursor() as cursor:
+            # A key that is being made at this moment is there, or will not be.
+            cursor.execute(_LOCK, (_LOCK_CLASS, customer_id))
             cursor.execute("DELETE FROM data_keys WHERE customer_id = lower(%s)", (customer_id,))
+            tell(cursor, customer_id)
+
+
+def tell(cursor: Cursor[Any], customer_id: str) -> None:
+    """Have all processes forget the customer's unwrapped keys once the transaction commits."""
+    cursor.execute(_TELL, (DATA_KEYS, customer_id))

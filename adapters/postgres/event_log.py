@@ -3,9 +3,9 @@
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import repeat
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import psycopg
@@ -19,7 +19,7 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from adapters.postgres.json_rows import json_of
-from adapters.postgres.privileges import take_role
+from adapters.postgres.privileges import may_bind, take_role
 from adapters.postgres.silence import AttentiveConnection
 from application.ports import Away, Full
 from application.session import Superseded
@@ -77,12 +77,21 @@ def _configure(connection: Connection[DictRow]) -> None:
         connection.execute("SELECT set_config('transaction_timeout', %s, false)", (f"{_LONGEST_TRANSACTION_S}s",))
 
 
+class Reads(Protocol):
+    """Where rows are read: by the service itself, or on behalf of one customer."""
+
+    def reading(self) -> AbstractContextManager[Cursor[DictRow]]:
+        """A cursor for single statements; raises `Away` when the database is away."""
+        ...
+
+
 class Datastore(PostgresDatastore):
     """The library's datastore over a pool that is made from a URL."""
 
     def __init__(self, dsn: str, *, size: int = 10, name: str = "service") -> None:
         super().__init__(dbname="", host="", port="", user="", password="", pool_size=1)
         self._full_until = 0.0
+        self._binds_tenants = False
         arguments = connection_arguments(dsn, name=name)
         conninfo = arguments.pop("conninfo")
         self.pool = ConnectionPool(  # type: ignore[assignment]
@@ -117,10 +126,8 @@ class Datastore(PostgresDatastore):
     @contextmanager
     def transaction_cursor(self) -> Iterator[Cursor[DictRow]]:
         """A transaction; raises `Away` when the database is away and `Superseded` when another one was first."""
-        with translated(), self._noticing_room():
-            self.pool.open(wait=False)
-            with self.pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
-                yield cursor
+        with self.connected() as connection, connection.transaction(), connection.cursor() as cursor:
+            yield cursor
 
     @property
     def full(self) -> bool:
@@ -140,12 +147,23 @@ class Datastore(PostgresDatastore):
             raise
 
     @contextmanager
-    def reading(self) -> Iterator[Cursor[DictRow]]:
-        """A cursor outside any transaction, for single statements."""
+    def connected(self) -> Iterator[Connection[DictRow]]:
+        """One of the pool's connections, in autocommit; raises as `transaction_cursor` does."""
         with translated(), self._noticing_room():
             self.pool.open(wait=False)
-            with self.pool.connection() as connection, connection.cursor() as cursor:
-                yield cursor
+            with self.pool.connection() as connection:
+                yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Cursor[DictRow]]:
+        """A cursor outside any transaction, for single statements."""
+        with self.connected() as connection, connection.cursor() as cursor:
+            yield cursor
+
+    def binds_tenants(self, connection: Connection[DictRow]) -> bool:
+        """Whether statements can be bound to one customer's rows. Once they can be, they are, whatever happens."""
+        self._binds_tenants = self._binds_tenants or may_bind(connection)
+        return self._binds_tenants
 
 
 @contextmanager

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[str], None]
 _ASK_S: Final = 5.0
+_WAIT_S: Final = 0.5
 _LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
@@ -34,11 +35,23 @@ class Listener:
 
     After every (re)connection each handler is called once with "": whatever was announced while nobody listened may
     have been missed, so the listener's owner looks for itself.
+
+    Every `ask_s` seconds the server is asked for a word, and then `heard` is told the instant of the question
+    (monotonic): handlers have been called for all that was announced before it.
     """
 
-    def __init__(self, dsn: str, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        handlers: Mapping[str, Handler],
+        *,
+        heard: Callable[[float], None] = lambda _: None,
+        ask_s: float = _ASK_S,
+    ) -> None:
         self._dsn = dsn
         self._handlers = dict(handlers)
+        self._heard = heard
+        self._ask_s = ask_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
 
@@ -83,11 +96,18 @@ class Listener:
     def _listen(self, connection: psycopg.Connection) -> None:
         for handler in self._handlers.values():
             handler("")
-        ask_at = time.monotonic() + _ASK_S
+        ask_at = time.monotonic()
         while not self._stop.is_set():
-            for notification in connection.notifies(timeout=0.5, stop_after=1):
-                self._handlers[notification.channel](notification.payload)
-            if time.monotonic() >= ask_at:
+            asked = time.monotonic()
+            if asked >= ask_at:
                 # Silence is what a listener hears also from a server that is cut off.
                 connection.execute("SELECT 1")
-                ask_at = time.monotonic() + _ASK_S
+                # What came before the answer is handed over before it counts as heard.
+                self._hand_over(connection, 0)
+                self._heard(asked)
+                ask_at = asked + self._ask_s
+            self._hand_over(connection, min(_WAIT_S, self._ask_s), stop_after=1)
+
+    def _hand_over(self, connection: psycopg.Connection, seconds: float, stop_after: int | None = None) -> None:
+        for notification in connection.notifies(timeout=seconds, stop_after=stop_after):
+            self._handlers[notification.channel](notification.payload)

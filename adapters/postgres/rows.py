@@ -8,7 +8,7 @@ from psycopg.sql import SQL, Composed, Identifier
 
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.schema import TYPES
-from projections.fold import Folded, fold
+from projections.fold import Folded, Forgotten, fold
 from projections.rows import Change, Scope, Table, Type
 from projections.tables import EVERY
 
@@ -24,21 +24,42 @@ Write = tuple[bytes, list[Any]]
 
 def write(cursor: Cursor[Any], changes: Sequence[Change]) -> None:
     """Apply changes of central tables. A row that stands at a later position keeps it."""
-    for statement, parameters in writes(changes):
+    forgotten, changed = fold(changes)
+    for statement, parameters in (
+        *deletes_of(gone for gone in forgotten if gone.table.scope is Scope.CENTRAL),
+        *writes_of(row for row in changed if row.table.scope is Scope.CENTRAL),
+    ):
         cursor.execute(statement, parameters, prepare=True)
 
 
-def writes(changes: Sequence[Change], *, just_appended: int = 0) -> list[Write]:
-    """What applies changes of central tables, ready to be sent.
+def deletes_of(forgotten: Iterable[Forgotten], *, just_appended: bool = False) -> list[Write]:
+    """What removes rows of customers, from the tables in the order in which they come.
 
-    Positions of changes that follow from the `just_appended` events of this transaction count those from 1.
+    That a row may stand at a later position is not looked at where it follows from events `just_appended`.
     """
-    central = [folded for folded in fold(changes) if folded.table.scope is Scope.CENTRAL]
-    return writes_of(central, just_appended=just_appended)
+    tables: dict[str, tuple[Table, list[dict[str, Any]]]] = {}
+    for gone in forgotten:
+        line = {"customer_id": gone.customer_id, "position": gone.position}
+        tables.setdefault(gone.table.name, (gone.table, []))[1].append(line)
+    return [(_delete(table, just_appended), [json_of(lines)]) for table, lines in tables.values()]
+
+
+def _delete(table: Table, appended: bool) -> bytes:  # noqa: FBT001
+    # A customers' table as it is kept beside the live ones begins with the dataset.
+    owner = "customer_id" if table.scope is Scope.CENTRAL else table.key[0]
+    statement = SQL(
+        "DELETE FROM {table} AS t USING json_to_recordset(%s) AS s(customer_id text, position bigint)"
+        " WHERE t.{owner} = s.customer_id{earlier}"
+    )
+    earlier = SQL("") if appended else SQL(" AND t.position < s.position")
+    return statement.format(table=Identifier(table.name), owner=Identifier(owner), earlier=earlier).as_bytes(None)
 
 
 def writes_of(rows: Iterable[Folded], *, just_appended: int = 0) -> list[Write]:
-    """What writes these rows into the tables of their names, in whichever schema the connection looks first."""
+    """What writes these rows into the tables of their names, in whichever schema the connection looks first.
+
+    Positions of rows that follow from the `just_appended` events of this transaction count those from 1.
+    """
     shapes: dict[tuple[str, bool, tuple[str, ...]], tuple[Table, list[dict[str, Any]]]] = {}
     for folded in rows:
         table = folded.table

@@ -96,6 +96,8 @@ def migrate(connection: Connection[Any]) -> list[str]:
                 connection.execute(statement)
         if not privileges.grant(connection):
             logger.warning("The login may not make roles: the service can change events. See docs/operating.md.")
+        if not privileges.grant_tenant(connection):
+            logger.warning("The login may not make roles: no row-level security for customers. See docs/operating.md.")
     return applied
 
 

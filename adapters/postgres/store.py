@@ -1,6 +1,6 @@
 """The log and its rows in one transaction: what use cases find, lock, load and append."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -10,13 +10,14 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import Cursor
 from psycopg.rows import DictRow
 
-from adapters.postgres import channels, claims, rows
+from adapters.postgres import billing, channels, claims, erasures, rows
 from adapters.postgres.event_log import Datastore, EventRecorder
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.requests import KEPT
 from application.mapper import Recorded
-from application.session import DuePipeline, Lane, Lease, Session, Snapshot
+from application.session import DueAccount, DuePipeline, Lane, Lease, Session, Snapshot
 from domain.projection import Stop
+from projections.fold import fold
 from projections.project import central_rows
 from projections.rows import Change
 
@@ -61,6 +62,10 @@ _CONFIGURATIONS: Final = (
     " FROM unnest(%s::text[], %s::text[], %s::text[]) AS w(customer_id, provider, domain)"
     " JOIN customer_provider_configs c USING (customer_id, provider, domain) WHERE c.deleted_at IS NULL"
     " ORDER BY c.customer_id, c.provider, c.domain, c.created_at DESC, c.config_id"
+)
+_UNFINISHED: Final = (
+    "SELECT run_id FROM scheduled_pipeline_runs WHERE customer_id = %s AND state IN ('PENDING', 'RUNNING')"
+    " AND run_id <> ALL(%s) ORDER BY run_id"
 )
 _TAKE_LEASES: Final = (
     "INSERT INTO run_leases (run_id, customer_id, worker_id, attempt, expires_at)"
@@ -108,6 +113,7 @@ class PostgresSession(Session):
         self._recorder = recorder
         self._picker = picker
         self.appended = False
+        self.rekeyed: set[str] = set()
 
     def _rows(self, sql: Any, parameters: Any) -> list[DictRow]:  # noqa: ANN401 - the driver's own types
         return self._cursor.execute(sql, parameters, prepare=True).fetchall()
@@ -150,16 +156,20 @@ class PostgresSession(Session):
             for number, r in enumerate(recorded, 1)
             for row in central_rows(r.event, r.envelope)
         ]
-        writes = rows.writes(changes, just_appended=len(stored))
+        forgotten, changed = fold(changes)
+        writes = rows.writes_of(changed, just_appended=len(stored))
         if snapshots:
             states = [{"i": s.stream_id, "v": s.version, "f": s.shape, "s": s.state.decode()} for s in snapshots]
             writes.append((_KEEP_SNAPSHOTS, [json_of(states)]))
         # Sent without waiting in between: others wait for the log's lock until all of it is done.
         with self._cursor.connection.pipeline():
+            # All that a customer has may take seconds to delete, and who deletes it has locked the customer.
+            for statement, parameters in rows.deletes_of(forgotten, just_appended=True):
+                self._cursor.execute(statement, parameters)
             self._recorder.append(self._cursor, stored, [r.envelope.customer_id for r in recorded])
             for statement, parameters in writes:
                 self._cursor.execute(statement, parameters, prepare=True)
-            channels.announce(self._cursor, recorded)
+            self.rekeyed |= channels.announce(self._cursor, recorded)
         self.appended = True
 
     def due_customers(
@@ -242,6 +252,21 @@ class PostgresSession(Session):
         found = self._rows(_HOLD_CHECKPOINT, (projection,))
         return Stop(position=found[0]["position"], topic=found[0]["topic"]) if found else None
 
+    def unfinished_runs(self, customer_id: str, besides: Collection[str] = frozenset()) -> Sequence[str]:
+        return [row["run_id"] for row in self._rows(_UNFINISHED, (customer_id, list(besides)))]
+
+    def note_erasure(self, customer_id: str, at: datetime, *, working: bool) -> None:
+        erasures.note(self._cursor, customer_id, at, working=working)
+
+    def lock_billing(self, stripe_customer_id: str) -> None:
+        billing.lock(self._cursor, stripe_customer_id)
+
+    def due_billing(self, now: datetime, limit: int, besides: Collection[str] = frozenset()) -> Sequence[DueAccount]:
+        return billing.lock_due(self._cursor, now, limit, besides)
+
+    def onboarded_with(self, stripe_customer_id: str) -> Sequence[str]:
+        return billing.onboarded_with(self._cursor, stripe_customer_id)
+
     def running_runs(self, customer_id: str) -> Sequence[str]:
         found = self._rows(
             "SELECT run_id FROM pipeline_execution_queue"
@@ -258,6 +283,11 @@ class PostgresStore:
         self._datastore = datastore
         self._picker = picker or claims.Picker()
         self.recorder = EventRecorder(datastore)
+        self.on_rekeyed: list[Callable[[Collection[str]], None]] = []
+        """Told which customers' keys prove something else, before whoever changed that here is answered.
+
+        Other processes hear of it a little later.
+        """
 
     @contextmanager
     def transaction(self) -> Iterator[PostgresSession]:
@@ -266,3 +296,6 @@ class PostgresStore:
             yield session
         if session.appended:
             self._datastore.has_stored()
+        if session.rekeyed:
+            for tell in self.on_rekeyed:
+                tell(session.rekeyed)

@@ -12,9 +12,11 @@ from psycopg import Connection, errors
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier
 
+from adapters.postgres import channels
 from adapters.postgres.beside import Beside
 from adapters.postgres.event_log import LOG_LOCK
 from projections.rows import Scope
+from projections.tables import CUSTOMER_PROFILES
 
 LOCK_MS: Final = 100
 """How long commands are made to wait, at most, for a swap that then does not take place."""
@@ -23,6 +25,10 @@ _HELD_MS: Final = 500
 """How long the server lets a swap hold the tables when its client went silent."""
 # Commands lock rows in this order; who takes the tables in another one meets them head-on.
 _FIRST: Final = ("pipeline_execution_queue", "customer_subscriptions", "customer_pipeline_configs")
+_ERASED: Final = SQL(
+    " AND (l.position IS NOT NULL OR NOT EXISTS (SELECT FROM {profiles} p WHERE p.customer_id = n.customer_id"
+    " AND p.status = 'ERASED' AND p.position > %(position)s))"
+)
 
 
 class Held(Exception):  # noqa: N818 - it says how the tables are
@@ -32,8 +38,8 @@ class Held(Exception):  # noqa: N818 - it says how the tables are
 def differences(connection: Connection[DictRow], beside: Beside, position: int) -> Mapping[str, Mapping[str, int]]:
     """For each central table how many live rows are `changed`, `missing` and `extra`, where any are.
 
-    The tables beside stand at `position`. Live rows that events have touched since are passed over; a row at a
-    position that the log has not reached is none of those.
+    The tables beside stand at `position`. Live rows that events have touched since are passed over, and those of
+    customers who were erased since; a row at a position that the log has not reached is none of those.
     """
     found: dict[str, Mapping[str, int]] = {}
     for name, table in beside.tables.items():
@@ -44,11 +50,14 @@ def differences(connection: Connection[DictRow], beside: Beside, position: int) 
             "SELECT count(*) FILTER (WHERE l.position IS NOT NULL AND n.position IS NOT NULL) AS changed,"
             " count(*) FILTER (WHERE l.position IS NULL) AS missing,"
             " count(*) FILTER (WHERE n.position IS NULL) AS extra"
-            " FROM {live} l FULL JOIN {new} n ON {same} WHERE ({ours}) IS DISTINCT FROM ({theirs})"
+            " FROM {live} l FULL JOIN {new} n ON {same} WHERE ({ours}) IS DISTINCT FROM ({theirs}){erased}"
             " AND (l.position IS NULL OR l.position <= %(position)s"
             "  OR l.position > (SELECT coalesce(max(notification_id), 0) FROM stored_events))"
         ).format(
             live=Identifier(beside.live, name),
+            erased=_ERASED.format(profiles=Identifier(beside.live, CUSTOMER_PROFILES.name))
+            if "customer_id" in table.names
+            else SQL(""),
             new=beside.named(name),
             same=SQL(" AND ").join(SQL("l.{0} = n.{0}").format(Identifier(column)) for column in table.key),
             ours=SQL(", ").join(SQL("l.{}").format(column) for column in names),
@@ -90,6 +99,8 @@ def swap(
                     connection.execute(
                         SQL("ALTER TABLE {} SET SCHEMA {}").format(beside.named(name), Identifier(beside.live))
                     )
+            # What was remembered of keys may have been read from a row that somebody had edited.
+            connection.execute("SELECT pg_notify(%s, '')", (channels.KEYS,))
             also()
     except (errors.QueryCanceled, errors.LockNotAvailable, errors.DeadlockDetected) as error:
         raise Held("Others work with the tables.") from error

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final
 
 from adapters.bigquery.mending import Mending
-from adapters.postgres.beside import Beside
+from adapters.postgres.beside import DATASET, Beside
 from adapters.postgres.checkpoints import leading
 from adapters.postgres.comparison import Comparison
 from adapters.process import Unable
@@ -17,6 +17,7 @@ from adapters.verification.canonical import Digest, Key, Row, amended, canonical
 from adapters.verification.expected import Expected
 from adapters.verification.report import Ledger, Rows, Side, SideReport, SideState
 from adapters.verification.warehouse import (
+    Erasures,
     Verdict,
     WarehouseRows,
     joined,
@@ -55,6 +56,7 @@ class InBigQuery:
     beside: Beside
     log: Log
     checkpoints: Checkpoints
+    erasures: Erasures
     handled: int = 0
     end: int = 0
 
@@ -94,7 +96,7 @@ class InBigQuery:
         moved: dict[Key, int] = {}
         expected = (canonical(table, row) for row in self.beside.rows(table.name))
         for e, f in joined(table, expected, self._found(table)):
-            verdict = self._judge(e, f)
+            verdict = self._judge(table, e, f)
             if e is not None:
                 log.add(e)
             # A row that has moved on counts as it was at the cut: whether it is right is seen later, and by itself.
@@ -102,8 +104,8 @@ class InBigQuery:
             if seen is not None:
                 digest.add(seen)
             match verdict:
-                case Verdict.MOVED if f is not None:
-                    moved[key_of(table, f)] = f["position"]
+                case Verdict.MOVED:
+                    self._moved(table, e, f, moved)
                 case Verdict.DIFFERENT:
                     ledger.add(table, e, f)
                 case Verdict.WAITING:
@@ -115,17 +117,36 @@ class InBigQuery:
     def _found(self, table: Table) -> Iterator[Row]:
         customer_id = self.customer_id
         if table.scope is Scope.CUSTOMER:
-            known = (row["customer_id"] for row in self.beside.rows(CUSTOMER_PROFILES.name))
-            return self.rows.all(table, list(known) if customer_id is None else [customer_id])
+            known = {row["customer_id"] for row in self.beside.rows(CUSTOMER_PROFILES.name)}
+            # Those of the erased are gone, as a rule: each one would cost a statement.
+            if gone := known.intersection(self.erasures.all()):
+                known -= gone - self.rows.datasets()
+            return self.rows.all(table, known if customer_id is None else [customer_id])
         if customer_id is None:
             return self.rows.all(table)
         own = {key_of(table, canonical(table, row)) for row in self.beside.rows(table.name)}
         return self.rows.named(table, own.union(self.rows.keys_of(table, customer_id)))
 
-    def _judge(self, expected: Row | None, found: Row | None) -> Verdict:
+    def _judge(self, table: Table, expected: Row | None, found: Row | None) -> Verdict:
         if found is not None and found["position"] > self.end:
             self.end = self.log.end()
-        return judge(expected, found, cut=self.expected.position, handled=self.handled, end=self.end)
+        erased = self._erased_at(table, expected, found)
+        return judge(expected, found, cut=self.expected.position, handled=self.handled, end=self.end, erased=erased)
+
+    def _erased_at(self, table: Table, expected: Row | None, found: Row | None) -> int | None:
+        """Where the customer was erased whose row is on one side alone."""
+        row = expected or found
+        owner = "customer_id" if table.scope is Scope.CENTRAL else DATASET.name
+        if row is None or (expected is not None and found is not None) or owner not in row:
+            return None
+        return self.erasures.position(row[owner])
+
+    def _moved(self, table: Table, expected: Row | None, found: Row | None, moved: dict[Key, int]) -> None:
+        """Note the row, and how far the projector has to come before it is looked at again."""
+        if found is not None:
+            moved[key_of(table, found)] = found["position"]
+        elif expected is not None and (erased := self._erased_at(table, expected, None)) is not None:
+            moved[key_of(table, expected)] = erased
 
     def _look_again(
         self, moved: dict[str, dict[Key, int]], tables: Sequence[Table], ledger: Ledger, tell: Tell, *, wait_s: float
@@ -153,9 +174,9 @@ class InBigQuery:
         here = ledger.report.table(table.name).sides[ledger.side]
         moved: dict[Key, int] = {}
         for e, f in self._pairs(table, keys):
-            match self._judge(e, f):
-                case Verdict.MOVED if f is not None:
-                    moved[key_of(table, f)] = f["position"]
+            match self._judge(table, e, f):
+                case Verdict.MOVED:
+                    self._moved(table, e, f, moved)
                 case Verdict.DIFFERENT:
                     ledger.add(table, e, f)
                     here.digest = amended(here.digest, f)
@@ -213,6 +234,9 @@ class InBigQuery:
             gone = [key for key in own if key not in wanted or times.get(key, 0) > 1]
             if table.scope is Scope.CENTRAL:
                 self.warehouse.ensure_central()
+            elif self.erasures.position(dataset) is not None:
+                self.warehouse.delete_customer(dataset)
+                continue
             else:
                 self.warehouse.ensure_customer(dataset)
             if gone:

@@ -18,13 +18,13 @@ from adapters.verification.expected import Expected
 from adapters.verification.in_bigquery import InBigQuery
 from adapters.verification.in_postgres import InPostgres
 from adapters.verification.report import LIMIT, Ledger, Report, Side, SideReport, SideState, TableReport
-from adapters.verification.warehouse import WarehouseRows
+from adapters.verification.warehouse import Erasures, WarehouseRows
 from application.mapper import UnreadableEvent
 from application.ports import Away
 from domain.identity import CUSTOMER_ID
 from domain.refusals import Invalid, NotFound
 from projections.rows import Scope, Table
-from projections.tables import CUSTOMER_PROFILES, EVERY
+from projections.tables import CUSTOMER_PROFILES, EVERY, OWN
 from projections.targets import Target
 
 _TABLES: Final = {table.name: table for table in EVERY}
@@ -97,7 +97,7 @@ def _chosen(asked: Asked) -> list[Table]:
             raise Invalid(f"{elsewhere[0]} is in BigQuery only.")
         tables = [table for table in tables if table.scope is Scope.CENTRAL]
     if asked.customer_id is not None:
-        tables = [table for table in tables if "customer_id" in table.names or table.scope is Scope.CUSTOMER]
+        tables = [table for table in tables if table in OWN or table.scope is Scope.CUSTOMER]
         if not tables:
             raise Invalid("The rows of that table are no customer's.")
     return tables
@@ -129,6 +129,7 @@ def _verify(work: _Work, sides: Collection[Side], skipping: Collection[int]) -> 
             beside=beside,
             log=service.log,
             checkpoints=service.checkpoints,
+            erasures=Erasures(service.datastore),
         )
         if Side.POSTGRES in sides:
             here.compare(central, ledgers[Side.POSTGRES], tell)

@@ -8,8 +8,10 @@ from typing import Any, Final
 
 from google.cloud import bigquery
 
-from adapters.bigquery.client import NotThere
+from adapters.bigquery.client import METADATA_SECONDS, RETRY, NotThere, plain_errors
 from adapters.bigquery.reading import Reader
+from adapters.postgres.event_log import Datastore
+from adapters.postgres.reads.erasures import since
 from adapters.progress import Tell
 from adapters.verification.canonical import Key, Row, canonical, key_of, line_of
 from application.ports import Warehouse
@@ -18,6 +20,7 @@ from projections.rows import Scope, Table, Type
 from projections.tables import EVERY
 
 _LOOK_S: Final = 0.1
+_NEWS_S: Final = 0.02
 _STILL_S: Final = 10.0
 """How long a projector may stand still before nobody waits for it: none runs, or it cannot go on."""
 _LIVE: Final[Mapping[str, Table]] = {table.name: table for table in EVERY}
@@ -30,6 +33,7 @@ class WarehouseRows:
     """
 
     def __init__(self, client: bigquery.Client, warehouse: Warehouse, central_dataset: str) -> None:
+        self._client = client
         self._reader = Reader(client, client.project)
         self._warehouse = warehouse
         self._project = client.project
@@ -39,6 +43,11 @@ class WarehouseRows:
         """Every row in the order of its key; of a customers' table those of these datasets, one after the other."""
         for dataset in [self.central] if table.scope is Scope.CENTRAL else sorted(datasets):
             yield from self._of(dataset, table, None)
+
+    def datasets(self) -> set[str]:
+        """The names of all datasets that there are."""
+        with plain_errors():
+            return {found.dataset_id for found in self._client.list_datasets(retry=RETRY, timeout=METADATA_SECONDS)}
 
     def named(self, table: Table, keys: Collection[Key]) -> Iterator[dict[str, Any]]:
         """The rows with these keys, in the order of the key."""
@@ -110,6 +119,28 @@ def joined(table: Table, expected: Iterable[Row], found: Iterable[Row]) -> Itera
             last, e, f = f_key, next(left, None), next(right, None)
 
 
+class Erasures:
+    """When customers were erased, as the log says now: a row that is missing, or still there, may have that reason."""
+
+    def __init__(self, datastore: Datastore) -> None:
+        self._datastore = datastore
+        self._known: dict[str, int] = {}
+        self._asked_at = 0.0
+
+    def position(self, customer_id: str) -> int | None:
+        """Where in the log the customer was erased; None for one who was not."""
+        # No statement in BigQuery is over sooner: a row that went since was not seen to be missing yet.
+        if customer_id not in self._known and time.monotonic() - self._asked_at > _NEWS_S:
+            self._known.update(since(self._datastore, max(self._known.values(), default=0)))
+            self._asked_at = time.monotonic()
+        return self._known.get(customer_id)
+
+    def all(self) -> Collection[str]:
+        """Everybody who was erased."""
+        self._known.update(since(self._datastore, 0))
+        return self._known.keys()
+
+
 class Verdict(Enum):
     EQUAL = auto()
     DIFFERENT = auto()
@@ -119,10 +150,13 @@ class Verdict(Enum):
     """An event that touches the row was not handled yet."""
 
 
-def judge(expected: Row | None, found: Row | None, *, cut: int, handled: int, end: int) -> Verdict:
+def judge(
+    expected: Row | None, found: Row | None, *, cut: int, handled: int, end: int, erased: int | None = None
+) -> Verdict:
     """What a row is that the events up to position `cut` ought to have made, in a table that is written behind the log.
 
-    When it was found, at least the events up to `handled` had been handled, and the log went up to `end`.
+    When it was found, at least the events up to `handled` had been handled, and the log went up to `end`. `erased` is
+    where in the log its customer was erased.
     """
     if expected is not None and found is not None and line_of(expected) == line_of(found):
         return Verdict.EQUAL
@@ -131,6 +165,14 @@ def judge(expected: Row | None, found: Row | None, *, cut: int, handled: int, en
     if found is not None and found["position"] > cut:
         return Verdict.MOVED
     if expected is not None and expected["position"] > handled:
+        return Verdict.WAITING
+    return Verdict.DIFFERENT if erased is None else _of_the_erased(expected, found, erased, cut=cut, handled=handled)
+
+
+def _of_the_erased(expected: Row | None, found: Row | None, erased: int, *, cut: int, handled: int) -> Verdict:
+    if found is None and erased > cut:
+        return Verdict.MOVED
+    if expected is None and erased > handled:
         return Verdict.WAITING
     return Verdict.DIFFERENT
 

@@ -6,14 +6,28 @@ from datetime import timedelta
 from uuid import UUID
 
 from adapters.postgres.checkpoints import PostgresCheckpoints
-from application import api_keys, credentials, customers, pipelines, provider_configs, schedules, subscriptions, team
+from application import (
+    api_keys,
+    credentials,
+    customers,
+    pipelines,
+    provider_configs,
+    readers,
+    resealing,
+    schedules,
+    subscriptions,
+    team,
+    webhooks,
+)
 from application.backfill import Backfill, backfill
-from application.ports import Expectation, RunOrder, RunReport, StepReport
+from application.erasure import Erase, erase
+from application.ports import Expectation, Purpose, RunOrder, RunReport, StepReport
 from application.projections import SkipEvent, skip_event
 from domain.plans import Plan
-from domain.projection import WELCOME
+from domain.projection import NOTIFICATIONS
 from domain.refusals import Refusal
 from projections.follow import Problem, ProblemKind
+from tests.application.payer import Payer
 from tests.application.world import World
 
 CUSTOMERS = ("alpha", "beta", "gamma")
@@ -33,6 +47,9 @@ class Busy:
         self.world = world
         self.chance = random.Random(seed)  # noqa: S311 - no secret
         self.held: list[tuple[str, RunOrder]] = []
+        self.guests: list[str] = []
+        self.seed = seed
+        self.invited = 0
         self.deeds: list[Callable[[str], object]] = [
             *[self.request] * 6,
             *[self.claim] * 6,
@@ -60,6 +77,7 @@ class Busy:
             self.contact,
             self.provision,
             self.remove,
+            self.come_and_go,
         ]
 
     def begin(self) -> "Busy":
@@ -236,6 +254,17 @@ class Busy:
         command = team.AddTeamMember(**self.world.stamp(), customer_id=customer_id, email=email, name="Ann O'Ü")
         team.add_team_member(command, self.world.platform)
 
+    def webhook(self, customer_id: str) -> None:
+        command = webhooks.AddWebhookEndpoint(
+            **self.world.stamp(), customer_id=customer_id, url=f"https://hooks.example.com/{self.chance.randint(0, 99)}"
+        )
+        webhooks.add_webhook_endpoint(command, self.world.platform, self.world.vault)
+
+    def reader(self, customer_id: str) -> None:
+        principal = f"user:reader{self.chance.randint(0, 9_999)}@example.com"
+        command = readers.GrantReader(**self.world.stamp(), customer_id=customer_id, principal=principal)
+        readers.grant_reader(command, self.world.platform)
+
     def contact(self, customer_id: str) -> None:
         number = self.chance.randint(0, 99)
         changed = {
@@ -265,10 +294,59 @@ class Busy:
                 gone = self._some("customer_team_members", "member_id", customer_id)
                 leaving = team.RemoveTeamMember(**stamp(), customer_id=customer_id, member_id=gone)
                 team.remove_team_member(leaving, platform)
+            case "webhook":
+                gone = self._some("customer_webhook_endpoints", "endpoint_id", customer_id)
+                silence = webhooks.RemoveWebhookEndpoint(**stamp(), customer_id=customer_id, endpoint_id=gone)
+                webhooks.remove_webhook_endpoint(silence, platform)
+            case "reader":
+                gone = self._some("customer_bigquery_readers", "grant_id", customer_id)
+                revocation = readers.RevokeReader(**stamp(), customer_id=customer_id, grant_id=gone)
+                readers.revoke_reader(revocation, platform)
             case _:
                 gone = self._some("customer_pipeline_configs", "config_id", customer_id)
                 ending = pipelines.RemovePipeline(**stamp(), customer_id=customer_id, config_id=gone)
                 pipelines.remove_pipeline(ending, platform)
+
+    def come_and_go(self, _: str) -> None:
+        """Customers who stay for a while: one comes, or the one who is there longest is erased."""
+        if self.chance.random() < 0.5 and self.guests:
+            self.erase(self.guests.pop(0))
+        else:
+            self.guests.append(self.come())
+
+    def come(self) -> str:
+        """A customer who has something in every table; its id."""
+        self.invited += 1
+        guest = f"guest_{self.seed}_{self.invited}"
+        self.world.onboard(guest, self.chance.choice(list(Plan)))
+        self.credential(guest)
+        self.member(guest)
+        self.provider(guest)
+        self.webhook(guest)
+        self.reader(guest)
+        self.world.pipeline(guest, "0 * * * *")
+        run_id = self.world.request(guest)
+        if self.chance.random() < 0.5:
+            self.world.report(self.world.claim(run_id=run_id))
+        return guest
+
+    def reseal(self, customer_id: str) -> None:
+        """Whatever the customer has sealed is sealed again."""
+        sealed = [
+            resealing.Sealed(row[record], purpose, bytes(row[column]))
+            for table, record, purpose, column in (
+                ("customer_api_keys", "api_key_id", Purpose.API_KEY, "encrypted_api_key"),
+                ("customer_cloud_credentials", "credential_id", Purpose.CREDENTIAL, "encrypted_credentials"),
+                ("customer_webhook_endpoints", "endpoint_id", Purpose.WEBHOOK, "encrypted_secret"),
+            )
+            for row in self.world.rows(table, customer_id=customer_id)
+        ]
+        command = resealing.Reseal(**self.world.stamp(), customer_id=customer_id)
+        resealing.reseal(command, sealed, self.world.platform, self.world.vault)
+
+    def erase(self, customer_id: str) -> None:
+        """Whatever the customer has goes, runs that others hold included."""
+        erase(Erase(**self.world.stamp(), customer_id=customer_id, reason="asked for it"), self.world.platform)
 
     def rarities(self) -> None:
         """What chance may have left out, done by a customer of its own."""
@@ -277,6 +355,8 @@ class Busy:
             (self.credential, "credential"),
             (self.provider, "provider"),
             (self.member, "member"),
+            (self.webhook, "webhook"),
+            (self.reader, "reader"),
             (self.pipeline, "pipeline"),
         ):
             add("delta")
@@ -293,15 +373,35 @@ class Busy:
         self.world.claim(run_id=run_id)
         self.world.cancel(run_id, "delta")
         self.world.limits("delta", max_pipelines_per_day=0)
+        guest = self.come()
+        self.reseal(guest)
+        self.erase(guest)
+        self.pay()
         self.skip()
+
+    def pay(self) -> None:
+        """Stripe tells of two who pay: one does not any more, and the other is erased and told of again."""
+        payer = Payer(self.world)
+        payer.tell(
+            payer.checkout(names="paying"), payer.subscription("e1", 0, "past_due"), payer.invoice("e2", 0, "open")
+        )
+        payer.tell(payer.subscription("e3", 1, price="price_new"))
+        self.world.wait(days=8)
+        payer.end()
+        payer.tell(
+            payer.checkout(names="gone"), payer.subscription("e1"), payer.checkout("e2", names=None), cus="cus_2"
+        )
+        self.erase("gone")
+        payer.tell(payer.subscription("e3", 1, price="price_s"), cus="cus_2")
+        payer.end()
 
     def skip(self) -> None:
         """A projection stands stopped at the first event, and an operator has it pass over that."""
         problem = Problem(kind=ProblemKind.EVENT, text="It cannot be read.", position=1)
-        PostgresCheckpoints(self.world.datastore).stand(WELCOME, problem)
-        command = SkipEvent(**self.world.stamp(), projection=WELCOME, position=1, reason="Sent by hand.")
+        PostgresCheckpoints(self.world.datastore).stand(NOTIFICATIONS, problem)
+        command = SkipEvent(**self.world.stamp(), projection=NOTIFICATIONS, position=1, reason="Sent by hand.")
         skip_event(command, self.world.platform)
-        PostgresCheckpoints(self.world.datastore).go_on(WELCOME)
+        PostgresCheckpoints(self.world.datastore).go_on(NOTIFICATIONS)
 
     def schedule(self, customer_id: str) -> None:
         """A pipeline that is changed, rests with all others, has a slot that ends the run before, and is filled in."""

@@ -1,6 +1,7 @@
 """What a customer keeps with us: API keys, credentials, source configurations, people; within its plan."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 from adapters.postgres.credentials import SealedCredentials
 from application import api_keys, credentials, provider_configs, team
 from application.customers import Issued
+from application.ports import NotToBeOpened, RunOrder
 from domain.refusals import Conflict, Forbidden, NotFound
 from tests.application.world import World, race
 
@@ -26,6 +28,12 @@ def add_credential(world: World, provider: str = "AWS", **more) -> str:
     given = {"credential_type": "ACCESS_KEY", "credential_name": "reader", "credentials": {"secret": "s3cr3t"}, **more}
     command = credentials.AddCredential(**world.stamp(), customer_id="acme", provider=provider, **given)
     return credentials.add_credential(command, world.platform, world.vault)
+
+
+def claimed(world: World, customer_id: str = "acme") -> RunOrder:
+    """A run of the customer that a worker holds and has begun."""
+    [order] = world.claim(run_id=world.request(customer_id))
+    return order
 
 
 def configure(world: World, **more) -> str:
@@ -76,21 +84,61 @@ class TestCredentials:
         row = acme.row("customer_cloud_credentials")
         assert (row["credential_id"], row["provider"], row["is_active"]) == (credential_id, "AWS", True)
         assert b"s3cr3t" not in bytes(row["encrypted_credentials"])
-        reader = SealedCredentials(acme.datastore, acme.vault)
-        assert reader.credential("acme", "aws", None) == {"secret": "s3cr3t"}
-        assert reader.credential("acme", "AWS", "acme-1") == {"secret": "s3cr3t"}
-        assert reader.credential("acme", "AWS", "acme-2") is None
-        assert reader.credential("other", "AWS", None) is None
+        reader, order = SealedCredentials(acme.datastore, acme.vault), claimed(acme)
+        assert reader.credential(order, "aws", None) == {"secret": "s3cr3t"}
+        assert reader.credential(order, "AWS", "acme-1") == {"secret": "s3cr3t"}
+        assert reader.credential(order, "AWS", "acme-2") is None
+        acme.onboard("other")
+        assert reader.credential(claimed(acme, "other"), "AWS", None) is None
+
+    @pytest.mark.parametrize(
+        "mistaken",
+        [
+            {"attempt": 2},
+            {"worker_id": "w2"},
+            {"worker_id": ""},
+            {"customer_id": "other"},
+            {"run_id": "4f0c6a52-1d3e-4c56-9a55-0d1ec5f1a9e4"},
+        ],
+    )
+    def test_are_opened_for_nobody_who_does_not_hold_the_run(self, acme, mistaken):
+        acme.onboard("other")
+        add_credential(acme)
+        reader, order = SealedCredentials(acme.datastore, acme.vault), claimed(acme)
+        with pytest.raises(NotToBeOpened):
+            reader.credential(replace(order, **mistaken), "AWS", None)
+        assert reader.credential(order, "AWS", None) == {"secret": "s3cr3t"}  # the control
+
+    def test_are_opened_no_more_once_the_run_is_anothers_or_has_ended(self, acme):
+        add_credential(acme)
+        reader, order = SealedCredentials(acme.datastore, acme.vault), claimed(acme)
+        acme.execute("UPDATE run_leases SET expires_at = clock_timestamp() - interval '1 second'")
+        with pytest.raises(NotToBeOpened):
+            reader.credential(order, "AWS", None)
+        assert acme.take_over() == [order.run_id]
+        [second] = acme.claim("w2", run_id=order.run_id)
+        with pytest.raises(NotToBeOpened):
+            reader.credential(order, "AWS", None)
+        assert reader.credential(second, "AWS", None) == {"secret": "s3cr3t"}
+        acme.report([second], "w2")
+        with pytest.raises(NotToBeOpened):
+            reader.credential(second, "AWS", None)
+
+    def test_are_opened_for_no_run_that_was_claimed_and_never_begun(self, acme):
+        add_credential(acme)
+        [order] = acme.claim(run_id=acme.request(), begin=False)
+        with pytest.raises(NotToBeOpened):
+            SealedCredentials(acme.datastore, acme.vault).credential(order, "AWS", None)
 
     def test_the_newest_is_used_and_a_revoked_one_is_not(self, acme):
         add_credential(acme, credentials={"n": 1})
         acme.wait(seconds=1)
         newest = add_credential(acme, credentials={"n": 2})
-        reader = SealedCredentials(acme.datastore, acme.vault)
-        assert reader.credential("acme", "AWS", None) == {"n": 2}
+        reader, order = SealedCredentials(acme.datastore, acme.vault), claimed(acme)
+        assert reader.credential(order, "AWS", None) == {"n": 2}
         command = credentials.RevokeCredential(**acme.stamp(), customer_id="acme", credential_id=newest)
         credentials.revoke_credential(command, acme.platform)
-        assert reader.credential("acme", "AWS", None) == {"n": 1}
+        assert reader.credential(order, "AWS", None) == {"n": 1}
         with pytest.raises(NotFound):
             credentials.revoke_credential(command, acme.platform)
 

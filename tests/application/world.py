@@ -19,6 +19,7 @@ from adapters.kms.local import LocalKeyFile
 from adapters.kms.vault import EnvelopeVault
 from adapters.postgres import leases
 from adapters.postgres.data_keys import PostgresDataKeys
+from adapters.postgres.erasures import ErasedCustomers
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.schema import migrate
 from adapters.postgres.store import PostgresStore
@@ -66,7 +67,7 @@ class World:
         self.store = PostgresStore(self.datastore)
         self.data_keys = PostgresDataKeys(dsn)
         self.vault = EnvelopeVault(LocalKeyFile(key_file), self.data_keys)
-        self.mapper = EventMapper(self.vault)
+        self.mapper = EventMapper(self.vault, ErasedCustomers(self.data_keys.datastore).__contains__)
         self.platform = Platform(self.store, self.mapper)
         self.catalogue = Listed()
         # Ahead of the database's clock, which stamps claims: they then count on this day and no other.

@@ -14,7 +14,21 @@ from pathlib import Path
 from rich.console import Console
 
 from adapters.embedded.postgres import EmbeddedPostgres
-from tests.benchmarks import bare_sql, copies, growth, http, latency, ours, procrastinate_jobs, projector, rebuild
+from tests.benchmarks import (
+    bare_sql,
+    copies,
+    encryption,
+    growth,
+    http,
+    isolation,
+    keys,
+    latency,
+    limits,
+    ours,
+    procrastinate_jobs,
+    projector,
+    rebuild,
+)
 from tests.benchmarks.databases import database, service_on
 
 _PROGRESS = Console(stderr=True)
@@ -128,9 +142,32 @@ def subscription(server: str, _: argparse.Namespace) -> Figures:
         return {"convergence.subscription_of_73000_events_ms": growth.subscription_load(service, 73_000)}
 
 
+def encrypting(server: str, _: argparse.Namespace) -> Figures:
+    with service_on(server) as service:
+        return _prefixed("convergence.encryption_", encryption.costs(service))
+
+
 def hour_tick(server: str, _: argparse.Namespace) -> Figures:
     with service_on(server) as service:
         return _prefixed("convergence.hour_tick_of_100000_", ours.trigger(service, 10_000, 10))
+
+
+def isolating(server: str, _: argparse.Namespace) -> Figures:
+    """Reads by the service itself and bound to the customer, below HTTP and through it."""
+    with service_on(server) as service:
+        return _prefixed("isolation.", isolation.reads(service, 2000) | http.readings(service, 600, 8))
+
+
+def key_check(server: str, _: argparse.Namespace) -> Figures:
+    """Remembered and looked up, by itself and in requests to a route that does nothing else."""
+    with service_on(server) as service:
+        return keys.check(service, requests=600)
+
+
+def limiting(server: str, _: argparse.Namespace) -> Figures:
+    """A call counted, and requests to a route that does nothing else with and without rate limits."""
+    with service_on(server) as service:
+        return limits.limits(service, requests=600)
 
 
 Part = Callable[[str, argparse.Namespace], Figures]
@@ -143,10 +180,14 @@ ROUNDS: dict[str, Part] = {
     "rebuild": rebuilding,
 }
 ONCE: dict[str, Part] = {
+    "encryption": encrypting,
     "picking": picking,
     "events": events,
     "subscription": subscription,
     "projector": projecting,
+    "isolation": isolating,
+    "keys": key_check,
+    "limits": limiting,
 }
 LONG: dict[str, Part] = {"hour-tick": hour_tick, "rebuild-million": rebuilding_a_million}
 
@@ -160,6 +201,14 @@ RATIOS = {
     "runs through / bare SQL in fifties": ("convergence.through_per_s", "bare_sql.through_per_s"),
     "trigger / procrastinate batch enqueue": ("convergence.trigger_per_s", "procrastinate.enqueue_per_s"),
     "add a provider config / constant answer": ("http.provider_config_per_s", "http.constant_per_s"),
+    "requests with rate limits / without": ("limits.requests_limited_per_s", "limits.requests_unlimited_per_s"),
+    "requests with a remembered key / without a key": ("keys.requests_cached_per_s", "keys.requests_keyless_per_s"),
+    "requests with a key looked up / without a key": ("keys.requests_uncached_per_s", "keys.requests_keyless_per_s"),
+    "requests bound to their customer / not bound": ("isolation.bound_pages_per_s", "isolation.bare_pages_per_s"),
+    "reads bound to their customer / not bound": (
+        "isolation.bound_reads_per_s.4_threads",
+        "isolation.bare_reads_per_s.4_threads",
+    ),
     "idle latency p99 / procrastinate": ("convergence.idle_p99_ms", "procrastinate.idle_p99_ms"),
     "idle latency p50 / procrastinate": ("convergence.idle_p50_ms", "procrastinate.idle_p50_ms"),
     "pick, 100,000 waiting / 1,000": (
@@ -194,6 +243,7 @@ AT_LEAST = {
     "rebuild of 1,000,000 / reading and decoding": 0.3,
 }
 AT_MOST = {
+    "keys.check_cached_us": 200.0,
     "idle latency p99 / procrastinate": 1.0,
     "convergence.single_behind_10000_s": 1.0,
     "projector.lag_1_customers.p99_s": 2.0,

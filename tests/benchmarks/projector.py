@@ -157,12 +157,12 @@ class _Timed:
     def _write(self, placed: Sequence[Placed]) -> None:
         begun = time.perf_counter()
         changes: list[Change] = [change for p in placed for change in changes_of(p.event, p.at)]
-        merges = self._changes.merges(changes)
+        plan = self._changes.plan(changes)
         folded = time.perf_counter()
-        self._changes.write(merges)
+        self._changes.write(plan)
         self.folding_s += folded - begun
         self.in_bigquery_s += time.perf_counter() - folded
-        self.statements += sum(len(merge.chunks) for _, merge in merges)
+        self.statements += sum(len(writing.merge.chunks) for writing in plan.writings if writing.merge)
         self.rows += len({(c.customer_id, c.row.table.name, *map(c.row.values.get, c.row.table.key)) for c in changes})
 
 

@@ -99,4 +99,4 @@ def test_all_is_well(database_url, tmp_path):
     with World(database_url, tmp_path / "var" / "keys" / "wrapping.key") as world:
         status, out, err = asked(world, tmp_path, "projections", "--json")
     assert status == 0, err
-    assert [item["name"] for item in json.loads(out)["items"]] == ["bigquery", "postgres", "welcome"]
+    assert [item["name"] for item in json.loads(out)["items"]] == ["bigquery", "notifications", "postgres"]

@@ -53,12 +53,22 @@ class KmsServer:
     faults: Faults = field(default_factory=Faults)
     calls: list[str] = field(default_factory=list)
     port: int = 0
-    _aead: dict[str, AESGCM] = field(default_factory=dict)
+    primary: int = 1
+    _aead: dict[tuple[str, int], AESGCM] = field(default_factory=dict)
+    _disabled: set[int] = field(default_factory=set)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._aead = {key: AESGCM(AESGCM.generate_key(256)) for key in self.keys}
+        self._aead = {(key, 1): AESGCM(AESGCM.generate_key(256)) for key in self.keys}
+
+    def rotate(self) -> None:
+        """Give each key another version, which is its primary one from now on."""
+        self.primary += 1
+        self._aead |= {(key, self.primary): AESGCM(AESGCM.generate_key(256)) for key in self.keys}
+
+    def disable(self, version: int) -> None:
+        self._disabled.add(version)
 
     @contextmanager
     def running(self) -> Iterator["KmsServer"]:
@@ -98,8 +108,10 @@ class KmsServer:
             "plaintext", request.plaintext_crc32c, request, context, faults
         )
         nonce = os.urandom(12)
-        ciphertext = nonce + self._key(request.name, context).encrypt(nonce, plaintext, bound)
-        version = f"{request.name}{'-other' if faults.other_key else ''}/cryptoKeyVersions/1"
+        primary = self.primary
+        sealed = self._key(request.name, primary, context).encrypt(nonce, plaintext, bound)
+        ciphertext = bytes([primary]) + nonce + sealed
+        version = f"{request.name}{'-other' if faults.other_key else ''}/cryptoKeyVersions/{primary}"
         checksum = None if faults.drops_answer_checksum else crc32c(ciphertext)
         return EncryptResponse(
             name=version,
@@ -112,16 +124,19 @@ class KmsServer:
     def _decrypt(self, request: DecryptRequest, context: grpc.ServicerContext) -> DecryptResponse:
         faults = self._begin("Decrypt", request, context)
         ciphertext, bound, _, _ = self._read("ciphertext", request.ciphertext_crc32c, request, context, faults)
-        key = self._key(request.name, context)
+        self._key(request.name, 1, context)
+        version = ciphertext[0] if ciphertext else 0
+        if version in self._disabled:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"Version {version} is disabled.")
         try:
-            plaintext = key.decrypt(ciphertext[:12], ciphertext[12:], bound)
-        except (InvalidTag, ValueError):
+            plaintext = self._aead[request.name, version].decrypt(ciphertext[1:13], ciphertext[13:], bound)
+        except (InvalidTag, ValueError, KeyError):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Decryption failed: the ciphertext is invalid.")
         checksum = None if faults.drops_answer_checksum else crc32c(plaintext)
         return DecryptResponse(
             plaintext=_flipped(plaintext) if faults.damages_answer else plaintext,
             plaintext_crc32c=checksum,
-            used_primary=True,
+            used_primary=version == self.primary,
         )
 
     def _begin(self, call: str, request: EncryptRequest | DecryptRequest, context: grpc.ServicerContext) -> Faults:
@@ -161,10 +176,10 @@ class KmsServer:
                 )
         return data, bound, checksum is not None, bound_checksum is not None
 
-    def _key(self, name: str, context: grpc.ServicerContext) -> AESGCM:
-        if name not in self._aead:
+    def _key(self, name: str, version: int, context: grpc.ServicerContext) -> AESGCM:
+        if name not in self.keys:
             context.abort(grpc.StatusCode.NOT_FOUND, f"CryptoKey {name} not found.")
-        return self._aead[name]
+        return self._aead[name, version]
 
 
 def _flipped(data: bytes) -> bytes:

@@ -429,12 +429,12 @@ class TestLocalKeyFile:
         local = LocalKeyFile(tmp_path / "k")
         named = {purpose: local.wrap(CANARY, replace(OWNER, purpose=purpose))[:5] for purpose in Purpose}
         assert named[Purpose.CREDENTIAL] == named[Purpose.PERSONAL] != named[Purpose.API_KEY]
-        keys = {group: key.aead for group, key in local._keys.items()}
+        keys = {group: key.aead for group, key in local._read.newest.items()}
         sealed = keys[KeyGroup.API_KEYS].encrypt(bytes(12), CANARY, None)
         with pytest.raises(InvalidTag):
             keys[KeyGroup.CREDENTIALS].decrypt(bytes(12), sealed, None)
 
     def test_names_the_file_when_a_ciphertext_is_anothers(self, tmp_path):
         ciphertext = LocalKeyFile(tmp_path / "a").wrap(CANARY, OWNER)
-        with pytest.raises(ValueError, match=r"under another key than the one from .*/b\."):
+        with pytest.raises(ValueError, match=r"under another key than those from .*/b\."):
             LocalKeyFile(tmp_path / "b").unwrap(ciphertext, OWNER)

@@ -104,7 +104,7 @@ def test_the_service_appends_and_reads_also_concurrently(history):
 
 FORBIDDEN = [
     statement.format(table)
-    for table in ("stored_events", "log_seals")
+    for table in ("stored_events", "log_seals", "decryptions")
     for statement in (
         "DELETE FROM {}",
         "TRUNCATE {}",

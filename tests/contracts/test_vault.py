@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from adapters.kms import DataKeyGroup
 from adapters.kms.cloud import CloudKms
+from adapters.kms.guarded import GuardedVault
 from adapters.kms.local import LocalKeyFile
-from adapters.kms.vault import EnvelopeVault
-from application.ports import Away, KeyDestroyed, Purpose, SealedFor
+from adapters.kms.vault import EnvelopeVault, StoredKey, data_key_of
+from application.ports import Away, KeyDestroyed, NotToBeOpened, Opener, Purpose, SealedFor
 from tests.contracts.kms_server import KmsServer
 
 CANARY = b"canary-9d27-plaintext-of-32-byte"
@@ -23,25 +25,44 @@ class MemoryStore:
     """A DataKeyStore in memory, which counts what it is asked."""
 
     def __init__(self) -> None:
-        self.keys: dict[tuple[str, str], bytes] = {}
+        self.stored: dict[str, list[StoredKey]] = {}
         self.gets = 0
         self.deletes = 0
         self._lock = threading.Lock()
 
-    def get(self, customer_id: str, purpose_group: str) -> bytes | None:
+    def keys(self, customer_id: str) -> list[StoredKey]:
         with self._lock:
             self.gets += 1
-            return self.keys.get((customer_id, purpose_group))
+            return list(self.stored.get(customer_id.lower(), []))
 
-    def add(self, customer_id: str, purpose_group: str, wrapped: bytes) -> bytes:
+    def get(self, customer_id: str, purpose: str) -> bytes | None:
+        return next((k.wrapped for k in self.keys(customer_id) if k.purpose == purpose and not k.retired), None)
+
+    def add(self, customer_id, purpose, wrapped, name=None, *, personal=False) -> bytes:
         with self._lock:
-            return self.keys.setdefault((customer_id, purpose_group), wrapped)
+            mine = self.stored.setdefault(customer_id.lower(), [])
+            for key in mine:
+                if key.purpose == purpose and not key.retired:
+                    return key.wrapped
+            mine.insert(0, StoredKey(purpose=purpose, wrapped=wrapped, name=name, seals_personal=personal))
+            return wrapped
+
+    def replace(self, customer_id, purpose, wrapped, name, *, instead_of, personal=False) -> bool:
+        if self.get(customer_id, purpose) != instead_of or customer_id.lower() not in self.stored:
+            return False
+        retired = [replace(k, retired=k.retired or k.purpose == purpose) for k in self.stored[customer_id.lower()]]
+        self.stored[customer_id.lower()] = retired
+        self.add(customer_id, purpose, wrapped, name, personal=personal)
+        return True
 
     def delete(self, customer_id: str) -> None:
         with self._lock:
             self.deletes += 1
-            for slot in [slot for slot in self.keys if slot[0] == customer_id]:
-                del self.keys[slot]
+            self.stored.pop(customer_id.lower(), None)
+
+    @property
+    def wrapped(self) -> list[bytes]:
+        return [key.wrapped for keys in self.stored.values() for key in keys]
 
 
 class Gate:
@@ -141,7 +162,7 @@ class TestSealing:
 
     def test_a_stored_key_does_not_open_under_another_customers_name(self, vault, store, gate):
         sealed = vault.seal(CANARY, OWNER)
-        store.keys["thief", "credentials"] = store.keys["acme", "credentials"]
+        store.stored["thief"] = store.stored["acme"]
         with pytest.raises(ValueError):
             EnvelopeVault(gate, store).open(sealed, replace(OWNER, customer_id="thief"))
 
@@ -174,28 +195,28 @@ class TestSealing:
             vault = EnvelopeVault(CloudKms("p", "l", "r", "api", "credentials", client=client), store)
             vault.prepare("acme")
             assert vault.open(vault.seal(CANARY, OWNER), OWNER) == CANARY
-            assert server.calls == ["Encrypt", "Encrypt"]
+            assert server.calls == ["Encrypt"] * 3
 
 
 class TestDataKeys:
-    def test_two_for_each_customer_and_none_in_clear(self, vault, store, gate):
+    def test_three_for_each_customer_and_none_in_clear(self, vault, store, gate):
         vault.prepare("other")
-        assert set(store.keys) == {
-            (customer, group) for customer in ("acme", "other") for group in ("api-keys", "credentials")
-        }
-        clear = gate.inner.unwrap(store.keys["acme", "credentials"], SealedFor("acme", "data-key", Purpose.CREDENTIAL))
+        for customer in ("acme", "other"):
+            assert {key.purpose for key in store.stored[customer]} == {"api-keys", "credentials", "personal"}
+        wrapped = store.get("acme", "credentials")
+        clear = gate.inner.unwrap(wrapped, data_key_of("acme", DataKeyGroup.CREDENTIALS))
         assert len(clear) == 32
-        assert all(clear not in wrapped for wrapped in store.keys.values())
-        assert len(set(store.keys.values())) == 4
+        assert all(clear not in wrapped for wrapped in store.wrapped)
+        assert len(set(store.wrapped)) == 6
         assert clear.hex() not in repr(vault) + repr(vars(vault))
         assert repr(clear) not in repr(vault) + repr(vars(vault))
 
     def test_prepare_is_idempotent(self, vault, store, gate):
-        before = dict(store.keys)
+        before = dict(store.stored)
         vault.prepare("acme")
         EnvelopeVault(gate, store).prepare("acme")
-        assert store.keys == before
-        assert gate.wraps == 2
+        assert store.stored == before
+        assert gate.wraps == 3
 
     def test_concurrent_callers_agree(self, gate, store):
         vaults = [EnvelopeVault(gate, store) for _ in range(4)]
@@ -211,16 +232,16 @@ class TestDataKeys:
             sealed = list(pool.map(onboard, range(16)))
         reader = EnvelopeVault(gate, store)
         assert {reader.open(ciphertext, owner) for ciphertext, owner in sealed} == {CANARY}
-        assert len(store.keys) == 2
+        assert len(store.stored["new"]) == 3
 
     def test_sealing_never_makes_a_key(self, vault, store):
         with pytest.raises(KeyDestroyed):
             vault.seal(CANARY, replace(OWNER, customer_id="unknown"))
-        assert ("unknown", "credentials") not in store.keys
+        assert "unknown" not in store.stored
 
     def test_a_stored_key_of_the_wrong_length_is_refused(self, vault, store, gate):
-        data_key_of = SealedFor("short", "data-key", Purpose.CREDENTIAL)
-        store.keys["short", "credentials"] = gate.inner.wrap(bytes(16), data_key_of)
+        short = gate.inner.wrap(bytes(16), data_key_of("short", DataKeyGroup.CREDENTIALS))
+        store.add("short", "credentials", short, b"1234")
         with pytest.raises(ValueError, match="wrong length"):
             vault.seal(CANARY, replace(OWNER, customer_id="short"))
 
@@ -234,7 +255,7 @@ class TestErasure:
             vault.open(sealed, OWNER)
         with pytest.raises(KeyDestroyed):
             vault.seal(CANARY, OWNER)
-        assert not store.keys
+        assert not store.stored
 
     def test_other_customers_keep_theirs(self, vault):
         vault.prepare("other")
@@ -297,11 +318,11 @@ class TestErasure:
         assert store.gets - before == 1
 
     def test_what_was_taken_for_gone_is_looked_for_again(self, vault, store, clock):
-        sealed, kept = vault.seal(CANARY, OWNER), dict(store.keys)
+        sealed, kept = vault.seal(CANARY, OWNER), dict(store.stored)
         vault.destroy("acme")
         with pytest.raises(KeyDestroyed):
             vault.open(sealed, OWNER)
-        store.keys = kept  # an operator restored a backup
+        store.stored = kept  # an operator restored a backup
         clock.now += 301
         assert vault.open(sealed, OWNER) == CANARY
 
@@ -341,25 +362,25 @@ class TestCache:
         gate.away = True
         with pytest.raises(Away):
             vault.prepare("new")
-        assert ("new", "api-keys") not in store.keys
+        assert "new" not in store.stored
 
     def test_holds_no_more_than_its_size_and_drops_the_least_used(self, gate, store):
-        vault = EnvelopeVault(gate, store, cache_size=4)
+        vault = EnvelopeVault(gate, store, cache_size=2)
         owners = [SealedFor(customer, "r", Purpose.CREDENTIAL) for customer in ("a", "b", "c")]
         for owner in owners:
             vault.prepare(owner.customer_id)
         vault.seal(CANARY, owners[1])
         for _ in range(3):
             vault.seal(CANARY, owners[2])
-        assert len(vault._keys) == 4
+        assert set(vault._keys) == {"b", "c"}
         before = gate.unwraps
         vault.seal(CANARY, owners[0])
         assert gate.unwraps == before + 1
-        assert len(vault._keys) == 4
+        assert set(vault._keys) == {"a", "c"}
         for number in range(20):
             with pytest.raises(KeyDestroyed):
                 vault.open(bytes([1]) + number.to_bytes(4, "big") + bytes(28), owners[0])
-        assert len(vault._gone) == 4
+        assert len(vault._gone) == 2
 
     def test_a_cached_seal_takes_microseconds(self, vault):
         plaintext = bytes(100)
@@ -380,3 +401,130 @@ class TestCache:
         )
         print(f"seal {seal_us:.1f} µs, open {open_us:.1f} µs")  # noqa: T201 - shown by pytest -s
         assert max(seal_us, open_us) < 50  # ten times what an idle machine needs
+
+
+class TestRenewal:
+    def test_a_new_key_seals_and_the_old_one_opens(self, vault, gate, store):
+        sealed = vault.seal(CANARY, OWNER)
+        vault.renew("acme", DataKeyGroup.CREDENTIALS)
+        again = vault.seal(CANARY, OWNER)
+        assert again[:5] != sealed[:5]
+        for reader in (vault, EnvelopeVault(gate, store)):
+            assert reader.open(sealed, OWNER) == reader.open(again, OWNER) == CANARY
+            assert (reader.sealed_now(sealed, OWNER), reader.sealed_now(again, OWNER)) == (False, True)
+
+    def test_other_groups_keep_theirs(self, vault):
+        personal = replace(OWNER, purpose=Purpose.PERSONAL)
+        before = vault.seal(CANARY, personal)
+        vault.renew("acme", DataKeyGroup.CREDENTIALS)
+        assert vault.seal(CANARY, personal)[:5] == before[:5]
+
+    def test_another_process_reads_at_once_and_seals_so_when_it_is_told(self, vault, gate, store):
+        elsewhere = EnvelopeVault(gate, store)
+        old = elsewhere.seal(CANARY, OWNER)
+        vault.renew("acme", DataKeyGroup.CREDENTIALS)
+        sealed = vault.seal(CANARY, OWNER)
+        assert elsewhere.open(sealed, OWNER) == CANARY
+        elsewhere.forget("ACME")
+        assert elsewhere.seal(CANARY, OWNER)[:5] == sealed[:5]
+        assert elsewhere.open(old, OWNER) == CANARY
+
+    def test_only_the_key_that_is_named_is_unwrapped(self, vault, gate, store):
+        for _ in range(5):
+            sealed = vault.seal(CANARY, OWNER)
+            vault.renew("acme", DataKeyGroup.CREDENTIALS)
+        before = gate.unwraps
+        assert EnvelopeVault(gate, store).open(sealed, OWNER) == CANARY
+        assert gate.unwraps == before + 1
+
+    def test_an_erased_customer_gets_none(self, vault, store):
+        vault.destroy("acme")
+        with pytest.raises(KeyDestroyed):
+            vault.renew("acme", DataKeyGroup.CREDENTIALS)
+        assert not store.stored
+
+    def test_a_wrapping_that_changed_meanwhile_is_no_obstacle(self, vault, gate, store):
+        inner = store.replace
+
+        def rewrapped_first(customer_id, purpose, wrapped, name, *, instead_of, personal=False):
+            store.replace = inner
+            clear = gate.inner.unwrap(instead_of, data_key_of(customer_id, DataKeyGroup(purpose)))
+            anew = gate.inner.wrap(clear, data_key_of(customer_id, DataKeyGroup(purpose)))
+            keys = store.stored[customer_id]
+            store.stored[customer_id] = [replace(k, wrapped=anew) if k.wrapped == instead_of else k for k in keys]
+            return inner(customer_id, purpose, wrapped, name, instead_of=instead_of, personal=personal)
+
+        store.replace = rewrapped_first
+        sealed = vault.seal(CANARY, OWNER)
+        vault.renew("acme", DataKeyGroup.CREDENTIALS)
+        assert not vault.sealed_now(sealed, OWNER)
+        assert vault.open(sealed, OWNER) == CANARY
+
+
+class TestCustomersFromBeforePersonalDataHadKeysOfTheirOwn:
+    @pytest.fixture
+    def early(self, vault, store):
+        """`acme` as it was: two keys without names, of which the one for credentials has sealed personal data too."""
+        kept = [k for k in store.stored["acme"] if k.purpose != "personal"]
+        store.stored["acme"] = [replace(k, name=None, seals_personal=k.purpose == "credentials") for k in kept]
+        vault.forget("acme")
+        return vault
+
+    def test_their_personal_data_are_sealed_and_opened_as_before(self, early, store):
+        personal = replace(OWNER, purpose=Purpose.PERSONAL)
+        sealed = early.seal(CANARY, personal)
+        assert sealed[:5] == early.seal(CANARY, OWNER)[:5]
+        early.forget("acme")
+        assert early.open(sealed, personal) == CANARY
+
+    def test_and_open_after_a_rotation(self, early, gate, store):
+        personal = replace(OWNER, purpose=Purpose.PERSONAL)
+        sealed, credential = early.seal(CANARY, personal), early.seal(CANARY, OWNER)
+        for group in DataKeyGroup:
+            early.renew("acme", group)
+        reader = EnvelopeVault(gate, store)
+        assert reader.open(sealed, personal) == reader.open(credential, OWNER) == CANARY
+        assert reader.seal(CANARY, personal)[:5] not in {sealed[:5], reader.seal(CANARY, OWNER)[:5]}
+
+    def test_no_credentials_key_of_today_opens_personal_data(self, vault, store):
+        """The control: such a key is destroyed one day, and must not have sealed what the log keeps."""
+        store.stored["acme"] = [k for k in store.stored["acme"] if k.purpose != "personal"]
+        vault.forget("acme")
+        with pytest.raises(KeyDestroyed):
+            vault.seal(CANARY, replace(OWNER, purpose=Purpose.PERSONAL))
+
+
+class TestGuarded:
+    @pytest.fixture
+    def told(self):
+        return []
+
+    def guarded(self, vault, told, *purposes: Purpose) -> GuardedVault:
+        return GuardedVault(vault, purposes, lambda owner, by: told.append((owner, by)), actor="service:1")
+
+    def test_opens_what_it_is_to_and_tells_before(self, vault, told):
+        guarded, by = self.guarded(vault, told, Purpose.CREDENTIAL), Opener(actor="worker:1", run_id="r", attempt=1)
+        sealed = guarded.seal(CANARY, OWNER)
+        assert guarded.open(sealed, OWNER, by) == CANARY
+        guarded.open(sealed, OWNER)
+        assert told == [(OWNER, by), (OWNER, Opener(actor="service:1"))]
+
+    @pytest.mark.parametrize("purpose", [Purpose.CREDENTIAL, Purpose.API_KEY, Purpose.WEBHOOK, Purpose.PERSONAL])
+    def test_seals_everything_and_opens_nothing_else(self, vault, told, purpose):
+        owner = replace(OWNER, purpose=purpose)
+        guarded = self.guarded(vault, told, *({*Purpose} - {purpose}))
+        sealed = guarded.seal(CANARY, owner)
+        with pytest.raises(NotToBeOpened):
+            guarded.open(sealed, owner)
+        assert told == []
+        assert self.guarded(vault, told, purpose).open(sealed, owner) == CANARY  # the control
+
+    def test_hands_nothing_out_that_could_not_be_recorded(self, vault):
+        def away(*_: object) -> None:
+            raise Away("the database is away")
+
+        guarded = GuardedVault(vault, {Purpose.CREDENTIAL, Purpose.PERSONAL}, away, actor="service:1")
+        with pytest.raises(Away):
+            guarded.open(guarded.seal(CANARY, OWNER), OWNER)
+        personal = replace(OWNER, purpose=Purpose.PERSONAL)
+        assert guarded.open(guarded.seal(CANARY, personal), personal) == CANARY

@@ -204,7 +204,7 @@ def test_replays_and_reorderings_change_nothing(warehouse, place):
 
 def test_control_without_the_guard_a_replay_is_noticed(warehouse, place, client):
     def write(changes):
-        merge = merge_of(fold(changes))
+        merge = merge_of(fold(changes).rows)
         sql = merge_sql(f"`{place.project}.{place.central}.{MEMBERS.name}`", MEMBERS, merge.shape)
         assert GUARD in sql
         for chunk in merge.chunks:
@@ -313,7 +313,7 @@ def test_new_columns_are_added_and_old_rows_keep_theirs(place, client):
     for _ in range(2):
         ensure_table(client, dataset, new)
     assert {f.name for f in client.get_table(f"{dataset}.grown", timeout=10).schema} == {*new.names, "position"}
-    merge = merge_of(fold(log(Set(new, {"id": "1", "created_at": NOON, "parameters": [1]}), start=2)))
+    merge = merge_of(fold(log(Set(new, {"id": "1", "created_at": NOON, "parameters": [1]}), start=2)).rows)
     rows = [bigquery.ScalarQueryParameter("rows", "STRING", merge.chunks[0])]
     run(client, merge_sql(target, new, merge.shape), rows)
     row = next(iter(run(client, f"SELECT id, kept, created_at, parameters FROM {target}").result(timeout=30)))
@@ -341,9 +341,9 @@ def test_what_fails_is_raised_and_the_other_tables_are_written(warehouse, place,
 
 
 def test_chunks_are_bounded_by_rows_and_by_bytes():
-    many = merge_of(fold(log(*(whole(MEMBERS, member_id=str(n)) for n in range(CHUNK_ROWS + 1)))))
+    many = merge_of(fold(log(*(whole(MEMBERS, member_id=str(n)) for n in range(CHUNK_ROWS + 1)))).rows)
     assert [chunk.count('"') // 2 for chunk in many.chunks] == [CHUNK_ROWS, 1]
-    big = merge_of(fold(log(*(whole(MEMBERS, member_id=str(n), name="é" * 200_000) for n in range(20)))))
+    big = merge_of(fold(log(*(whole(MEMBERS, member_id=str(n), name="é" * 200_000) for n in range(20)))).rows)
     assert len(big.chunks) > 2
     assert all(len(chunk.encode()) <= CHUNK_BYTES for chunk in big.chunks)
     assert sum(chunk.count("é") for chunk in big.chunks) == 20 * 200_000

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from domain import customer
-from domain.customer import MAX_CREDENTIALS, MAX_PIPELINES, MAX_PROVIDER_CONFIGS, Status
+from domain.customer import MAX_CREDENTIALS, MAX_KEYS, MAX_PIPELINES, MAX_PROVIDER_CONFIGS, Status
 from domain.customer_events import (
     AdminEmailChanged,
     ApiKeyIssued,
@@ -42,9 +42,9 @@ def acme() -> Story:
     )
 
 
-def key(name: str, at: datetime = NOON) -> ApiKeyIssued:
+def key(key_id: str, at: datetime = NOON, name: str = "") -> ApiKeyIssued:
     return ApiKeyIssued(
-        api_key_id=name, key_hash="0" * 64, sealed_key=b"sealed", last4="AbCd", expires_at=at + 90 * DAY
+        api_key_id=key_id, key_hash="0" * 64, sealed_key=b"sealed", last4="AbCd", expires_at=at + 90 * DAY, name=name
     )
 
 
@@ -102,6 +102,29 @@ class TestKeys:
         with pytest.raises(NotFound):
             story.state.revoke_key("k1", NOON)
         assert story.state.active_keys(NOON) == []
+
+    def test_of_other_names_go_on(self):
+        story = acme().given(key("k1"), key("c1", name="CI"), key("c2", name="CI"))
+        with pytest.raises(Conflict, match="2 API keys of that name are active already"):
+            story.state.issue_key(key("c3", name="CI"), NOON, replace_oldest=False)
+        story.when(lambda c: c.issue_key(key("d1", name="dashboard"), NOON, replace_oldest=False))
+        story.then(key("d1", name="dashboard"))
+        issue(story, "k2").then(ApiKeyRetired(api_key_id="k1", expires_at=NOON + DAY), key("k2"))
+        assert story.state.keys_named("CI", NOON) == ["c1", "c2"]
+        story.given(ApiKeyRetired(api_key_id="c1", expires_at=NOON))
+        assert story.state.keys_named("CI", NOON) == ["c2"], "it keeps its name"
+
+    def test_are_so_many_and_no_more_but_an_owner_gets_back_in(self):
+        story = acme().given(*(key(f"k{n}", name=f"n{n}") for n in range(MAX_KEYS)))
+        with pytest.raises(Conflict, match=f"{MAX_KEYS} API keys are active already"):
+            story.state.issue_key(key("more", name="more"), NOON, replace_oldest=False)
+        issue(story, "k", replace_oldest=True).then(key("k"))
+
+    def test_that_somebody_found_are_revoked_once(self):
+        story = acme().given(key("k1"))
+        story.when(lambda c: c.revoke_leaked_key("k1", NOON, "found"))
+        story.then(ApiKeyRevoked(api_key_id="k1", reason="found"))
+        story.when(lambda c: c.revoke_leaked_key("k1", NOON, "found")).then()
 
     def test_that_expired_cannot_be_revoked(self):
         with pytest.raises(NotFound):
@@ -199,7 +222,9 @@ class TestSuspension:
         )
         story.when(lambda c: c.suspend("unpaid")).then(Suspended(reason="unpaid", resting=("p1",)))
         assert story.state.status is Status.SUSPENDED
-        story.when(lambda c: c.suspend("again")).then()
+        story.when(lambda c: c.suspend("unpaid")).then()
+        # For a second reason it has to be remembered: whoever removes the first one must not let the customer go on.
+        story.when(lambda c: c.suspend("fraud")).then(Suspended(reason="fraud", resting=()))
         story.when(lambda c: c.reactivate("paid", {"p1": TWO + DAY}))
         story.then(Reactivated(reason="paid", next_run_times={"p1": TWO + DAY}))
         story.when(lambda c: c.reactivate("again", {})).then()

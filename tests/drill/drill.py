@@ -5,13 +5,14 @@ of the log, from which everything else is made anew.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -23,21 +24,28 @@ from psycopg.rows import dict_row
 from adapters.embedded.binaries import installation
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres import seals
-from adapters.postgres.credentials import SealedCredentials
 from adapters.postgres.maintenance import maintenance
+from adapters.postgres.privileges import TENANT
 from adapters.postgres.schema import migrate
 from application.chain import START, link
-from application.ports import RunReport
+from application.ports import Purpose, RunReport, SealedFor
 from tests.application.busy import Busy
 from tests.application.world import World, until
 
 CONVERGENCE = str(Path(sys.executable).with_name("convergence"))
 BESIDE_THE_LOG = frozenset(
     {
+        "allowances",
+        "api_key_uses",
+        "bigquery_grants",
         "checkpoints",
         "commands_done",
+        "erasures",
+        "decryptions",
         "idempotent_requests",
         "key_reveals",
+        "notification_deliveries",
+        "notifications",
         "processes",
         "rebuilds",
         "run_leases",
@@ -170,7 +178,10 @@ class Drill:
         with self._timed("pg_dump"):
             _program("pg_dump", source, "--format=custom", f"--file={dump}")
         with self._timed("pg_restore, migrate"):
-            # Roles belong to a server: those of the new one are given what they may by the migration.
+            # Roles belong to a server: those of the new one are given what they may by the migration. The one that
+            # row-level security names has to be there before.
+            with psycopg.connect(target) as connection, suppress(psycopg.errors.DuplicateObject):
+                connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(TENANT)))
             restore = ("--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction")
             _program("pg_restore", target, *restore, str(dump))
             self._migrate(target)
@@ -209,10 +220,11 @@ class Drill:
             world.report(orders, report=RunReport(succeeded=True, rows=1))
             finished += len(orders)
         self.report.finished[name] = finished
-        opener = SealedCredentials(world.datastore, world.vault)
-        kept = world.rows("customer_cloud_credentials", is_active=True)
-        asked = [(row["customer_id"], row["provider"], row["project_id"]) for row in kept if row["deleted_at"] is None]
-        self.report.credentials[name] = len([opener.credential(*which) for which in asked])
+        kept = [row for row in world.rows("customer_cloud_credentials", is_active=True) if row["deleted_at"] is None]
+        for row in kept:
+            owner = SealedFor(row["customer_id"], row["credential_id"], Purpose.CREDENTIAL)
+            json.loads(world.vault.open(bytes(row["encrypted_credentials"]), owner))
+        self.report.credentials[name] = len(kept)
 
 
 def digests(dsn: str) -> Iterator[tuple[str, str]]:

@@ -42,7 +42,7 @@ def lived_in(dsn: str, data_dir: Path) -> Iterator[World]:
 def kept(dsn: str) -> dict[str, Rows]:
     """What a log is, byte for byte, and how far its positions have come."""
     with psycopg.connect(dsn) as connection:
-        found = {name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in KEPT}
+        found = {name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2, 4").fetchall() for name in KEPT}
         found["position"] = connection.execute("SELECT last_value FROM stored_events_notification_id_seq").fetchall()
     return found
 

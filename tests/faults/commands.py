@@ -1,5 +1,6 @@
 """Every command that can be given over HTTP, and how a customer comes to it."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ CREDENTIAL = {
 CONFIG = {"provider": "GCP", "domain": "COST", "source_project_id": "acme-gcp-project", "source_dataset": "billing"}
 PIPELINE = {"provider": "GCP", "domain": "COST", "pipeline_template": "cost_billing", "schedule_cron": "0 2 * * *"}
 JO = {"email": "jo@acmecorp.com", "name": "Jo"}
+WEBHOOK = {"url": "https://hooks.acmecorp.com/convergence", "kinds": ["run.failed"]}
+READER = {"principal": "group:analysts@acmecorp.com"}
 WHY = {"reason": "test"}
 RUN = {"date": "2025-11-17", "trigger_by": "manual"}
 
@@ -79,6 +82,11 @@ class Routes:
     def revoke_key(self, acme: Customer) -> Asked:
         return Asked(acme.request, "DELETE", self._made(acme, "api-keys", None, "api_key_id"))
 
+    def report_leak(self, acme: Customer) -> Asked:
+        key = acme.post(f"{acme.url}/api-keys", json={"name": "leaked"}).json()["api_key"]
+        found = {"sha256": hashlib.sha256(key.encode()).hexdigest(), "url": "https://pastes.example/1"}
+        return Asked(self.api.client().request, "POST", "/api/v1/api-keys/leaks", found)
+
     def add_credential(self, acme: Customer) -> Asked:
         return Asked(acme.request, "POST", f"{acme.url}/credentials", CREDENTIAL)
 
@@ -96,6 +104,18 @@ class Routes:
 
     def remove_member(self, acme: Customer) -> Asked:
         return Asked(acme.request, "DELETE", self._made(acme, "team-members", JO, "member_id"))
+
+    def add_webhook(self, acme: Customer) -> Asked:
+        return Asked(acme.request, "POST", f"{acme.url}/webhook-endpoints", WEBHOOK)
+
+    def remove_webhook(self, acme: Customer) -> Asked:
+        return Asked(acme.request, "DELETE", self._made(acme, "webhook-endpoints", WEBHOOK, "endpoint_id"))
+
+    def grant_reader(self, acme: Customer) -> Asked:
+        return Asked(acme.request, "POST", f"{acme.url}/bigquery-readers", READER)
+
+    def revoke_reader(self, acme: Customer) -> Asked:
+        return Asked(acme.request, "DELETE", self._made(acme, "bigquery-readers", READER, "grant_id"))
 
     def schedule(self, acme: Customer) -> Asked:
         return Asked(acme.request, "POST", self._pipelines(acme), PIPELINE)
@@ -149,6 +169,9 @@ class Routes:
     def recount_usage(self, acme: Customer) -> Asked:
         return self._operator(acme, "POST", "usage/recount", WHY)
 
+    def erase(self, acme: Customer) -> Asked:
+        return self._operator(acme, "POST", "erase", {"confirm": acme.id, **WHY})
+
     def trigger(self, acme: Customer) -> Asked:
         config_id = self._pipeline(acme).rpartition("/")[2]
         with self.api.service.datastore.reading() as cursor:
@@ -164,9 +187,14 @@ COMMANDS = sorted(name for name in vars(Routes) if not name.startswith("_"))
 ANSWERS_OTHERWISE = {"trigger"}
 """What is due is triggered once; who asks again is told that nothing was."""
 ELSEWHERE: dict[str, Any] = {
+    "POST /api/v1/customers/{customer_id}/webhook-endpoints/{endpoint_id}/test": None,
+    "POST /api/v1/admin/notifications/{notification_id}/replay": None,
     "POST /api/v1/scheduler/process-queue": None,
+    "POST /webhooks/stripe": None,
     "POST /api/v1/admin/projections/rebuild": WHY,
     "POST /api/v1/admin/projections/{projection}/skip": {"position": 1, **WHY},
 }
 """Each request executes another run; a rebuild is no event, and its id follows from the name; an event that is passed
-over is so for good, however often that is asked for. With the body that each takes."""
+over is so for good, however often that is asked for. A test of an endpoint and a replay are no events either: the id
+of the one follows from the name, and the other is refused once it is done. Stripe's events name themselves, whoever
+sends them how often. With the body that each takes."""

@@ -1,7 +1,9 @@
 """Waking up: what is announced reaches who listens, and a listener that was cut off comes back by itself."""
 
+import time
 from collections.abc import Iterator
 from queue import Queue
+from threading import Event
 
 import psycopg
 import pytest
@@ -112,3 +114,51 @@ def test_a_listener_that_was_cut_off_comes_back_and_says_so(acme, heard):
         heard.connected()
         acme.request()
         assert collect(heard, acme) == {(channels.QUEUE, "")}
+
+
+def test_whose_keys_prove_something_else_is_announced(acme):
+    heard: Queue[str] = Queue()
+    listener = Listener(acme.dsn, {channels.KEYS: heard.put})
+    listener.start()
+    assert heard.get(timeout=20) == ""
+    acme.request()
+    acme.suspend()
+    acme.onboard("other")
+    assert [heard.get(timeout=20), heard.get(timeout=20)] == ["acme", "other"]
+    listener.stop()
+
+
+class Hasty(Listener):
+    """The broken variant: believes to have heard everything before it has handed it over."""
+
+    def _hand_over(self, connection, seconds, stop_after=None) -> None:
+        if seconds > 0:
+            super()._hand_over(connection, seconds, stop_after)
+
+
+@pytest.mark.parametrize(("kind", "right"), [(Listener, True), (Hasty, False)], ids=["", "control"])
+def test_what_was_announced_before_a_word_of_the_server_has_been_handed_over(acme, kind, right):
+    handed: list[str] = []
+    words: Queue[tuple[float, bool]] = Queue()
+    busy, go = Event(), Event()
+
+    def handle(payload: str) -> None:
+        handed.append(payload)
+        if payload == "first":
+            busy.set()
+            go.wait(20)
+
+    listener = kind(
+        acme.dsn, {channels.KEYS: handle}, heard=lambda at: words.put((at, "second" in handed)), ask_s=0.001
+    )
+    listener.start()
+    words.get(timeout=20)
+    acme.execute(f"SELECT pg_notify('{channels.KEYS}', 'first')")
+    assert busy.wait(20)
+    acme.execute(f"SELECT pg_notify('{channels.KEYS}', 'second')")
+    announced = time.monotonic()
+    go.set()
+    while (word := words.get(timeout=20))[0] < announced:
+        pass
+    assert word[1] is right
+    listener.stop()

@@ -66,7 +66,7 @@ def recorded(api: Running, acme: Customer) -> list[str]:
 def plain(answer: httpx.Response, acme: Customer) -> str:
     """An answer without what differs from customer to customer and from moment to moment."""
     text = answer.text.replace(acme.id.removeprefix("acme_"), "ID")
-    text = re.sub(r'("api_key": ?)"[^"]+"', r"\1null", text)
+    text = re.sub(r'("(?:api_key|secret)": ?)"[^"]+"', r"\1null", text)
     text = re.sub(r'("message": ?)"[^"]+"', r"\1null", text)
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|\+00:00)", "INSTANT", text)

@@ -85,7 +85,8 @@ def test_every_route_says_that_the_database_is_away(api, server):
         questions[name] = lambda ask=ask: ask(uuid4().hex)
     admin = api.client(ADMIN)
     for route, body in ELSEWHERE.items():
-        path = re.sub(r"\{\w+\}", "postgres", route.partition(" ")[2])
+        path = route.partition(" ")[2].replace("{notification_id}", str(uuid4()))
+        path = re.sub(r"\{\w+\}", "postgres", path)
         questions[route] = lambda path=path, body=body: admin.post(path, json=body)
     server.stop()
     try:

@@ -49,7 +49,7 @@ def test_topics_have_one_form():
     for topic in {*TOPICS, *UPCASTERS}:
         stream, _, rest = topic.partition(".")
         name, _, version = rest.partition("@")
-        assert stream in {"customer", "subscription", "run", "projection"}
+        assert stream in {"billing", "customer", "subscription", "run", "projection"}
         assert name.replace("-", "").isalpha()
         assert int(version) >= 1
 

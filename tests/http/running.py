@@ -19,6 +19,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from adapters.bootstrap import Service, build
 from adapters.embedded.child import free_port
 from adapters.http.app import create_app
+from adapters.http.key_cache import KeyCache
+from adapters.http.throttle import Throttle
 from adapters.pipelines.registry import Registry
 from adapters.settings import Settings
 from adapters.worker import run_worker
@@ -28,6 +30,10 @@ from tests.databases import drop
 ADMIN = {"X-Admin-Key": "admin_key_12345"}
 NOWHERE = "http://127.0.0.1:1"
 """A BigQuery that refuses every connection."""
+
+
+PLENTY = {"rate_limit_per_minute": 1_000_000, "source_rate_limit_per_minute": 100_000, "failed_keys_per_minute": 20_000}
+"""Limits that no test reaches by the way."""
 
 
 _TEMPLATE = """
@@ -128,15 +134,29 @@ class Customer:
 class Running:
     """One server on a free port."""
 
-    def __init__(self, service: Service, clock: Clock, engine: Quick | None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        clock: Clock,
+        engine: Quick | None = None,
+        keys: KeyCache | None = None,
+        throttle: Throttle | None = None,
+    ) -> None:
         self.service = service
         self.clock = clock
         self.engine = engine
-        self.app = create_app(service, now=clock)
+        self.app = create_app(service, now=clock, keys=keys, throttle=throttle)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            self.app, port=self.port, log_config=None, access_log=False, server_header=False, ws="none", lifespan="on"
+            self.app,
+            port=self.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            lifespan="on",
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="api")
@@ -194,7 +214,7 @@ def running(
     dsn: str, directory: Path, *, engine: Quick | None = None, registry: Any = None, **settings: Any
 ) -> Iterator[Running]:
     """A server that has stopped, and a service that is closed, when the block ends."""
-    chosen = {"data_dir": directory, "bigquery_emulator_host": NOWHERE, "worker_id": "tests", **settings}
+    chosen = {"data_dir": directory, "bigquery_emulator_host": NOWHERE, "worker_id": "tests", **PLENTY, **settings}
     service = build(Settings(**chosen), dsn, engine=engine)
     if engine is not None:
         service = replace(service, registry=registry or templates(directory / "templates"))

@@ -12,7 +12,14 @@ from tests.http.running import ADMIN, Quick, database, running
 
 ID = "/api/v1/customers/{customer_id}"
 CALLERS = {
-    "open": {"POST /api/v1/customers/onboard", "GET /livez", "GET /readyz", "GET /metrics"},
+    "open": {
+        "GET /livez",
+        "GET /metrics",
+        "GET /readyz",
+        "POST /api/v1/api-keys/leaks",
+        "POST /api/v1/customers/onboard",
+        "POST /webhooks/stripe",
+    },
     "customer": {
         f"GET {ID}",
         f"PATCH {ID}",
@@ -28,6 +35,14 @@ CALLERS = {
         f"GET {ID}/team-members",
         f"POST {ID}/team-members",
         f"DELETE {ID}/team-members/{{member_id}}",
+        f"GET {ID}/webhook-endpoints",
+        f"POST {ID}/webhook-endpoints",
+        f"DELETE {ID}/webhook-endpoints/{{endpoint_id}}",
+        f"POST {ID}/webhook-endpoints/{{endpoint_id}}/test",
+        f"GET {ID}/notifications",
+        f"GET {ID}/bigquery-readers",
+        f"POST {ID}/bigquery-readers",
+        f"DELETE {ID}/bigquery-readers/{{grant_id}}",
         f"GET {ID}/usage",
         f"GET {ID}/usage/history",
         f"GET {ID}/events",
@@ -59,6 +74,13 @@ CALLERS = {
         "PATCH /api/v1/admin/customers/{customer_id}/limits",
         "POST /api/v1/admin/customers/{customer_id}/usage/reset",
         "POST /api/v1/admin/customers/{customer_id}/usage/recount",
+        "POST /api/v1/admin/customers/{customer_id}/erase",
+        "GET /api/v1/admin/customers/{customer_id}/erasure",
+        "GET /api/v1/admin/customers/{customer_id}/decryptions",
+        "GET /api/v1/admin/notifications",
+        "POST /api/v1/admin/notifications/{notification_id}/replay",
+        "GET /api/v1/admin/customers/{customer_id}/billing",
+        "GET /api/v1/admin/billing/problems",
         "GET /api/v1/admin/events",
         "GET /api/v1/admin/streams/{stream_id}",
         "GET /api/v1/admin/projections",
@@ -154,7 +176,8 @@ def test_an_operators_route(acme, anyone, admin, method, path):
 
 @pytest.mark.parametrize(("method", "path"), operations("open"))
 def test_an_open_route(anyone, method, path):
-    assert call(anyone, method, path).status_code in {200, 422}
+    # Stripe's signature stands in for a key: without the secret to check it there is no answer yet.
+    assert call(anyone, method, path).status_code in ({503} if path == "/webhooks/stripe" else {200, 422})
 
 
 def test_every_bad_key_gets_the_same_answer(acme, anyone):

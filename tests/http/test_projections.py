@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from adapters.projector import Follower
-from domain.projection import WAREHOUSE, WELCOME
+from domain.projection import NOTIFICATIONS, WAREHOUSE
 from tests.application.world import until
 from tests.http.running import Quick, Running, database, running
 
@@ -67,8 +67,8 @@ def figure(api: Running, name: str, projection: str = WAREHOUSE) -> float:
 def test_a_projection_that_keeps_up(alone):
     admin = alone.admin()
     alone.onboard()
-    with followed(alone, WAREHOUSE, WELCOME):
-        until(lambda: shown(admin)["behind"] == 0 and shown(admin, WELCOME)["behind"] == 0)
+    with followed(alone, WAREHOUSE, NOTIFICATIONS):
+        until(lambda: shown(admin)["behind"] == 0 and shown(admin, NOTIFICATIONS)["behind"] == 0)
         now = shown(admin)
         assert (now["alive"], now["stopped"], now["problem"], now["behind_seconds"]) == (True, False, None, 0.0)
         assert now["position"] == now["log_end"] == admin.get(PROJECTIONS).json()["log_end"]
@@ -83,8 +83,8 @@ def test_a_poison_event_is_seen_everywhere_and_passed_over(alone):
     before, bad = alone.onboard(), alone.onboard()
     place = spoil(alone, bad.id)
     other = alone.onboard()
-    with followed(alone, WAREHOUSE, WELCOME):
-        until(lambda: shown(admin)["stopped"] and shown(admin, WELCOME)["stopped"])
+    with followed(alone, WAREHOUSE, NOTIFICATIONS):
+        until(lambda: shown(admin)["stopped"] and shown(admin, NOTIFICATIONS)["stopped"])
         now = shown(admin)
         assert (now["position"], now["problem_position"], now["problem_topic"]) == (place - 1, place, SPOILT)
         assert f"stopped at position {place}: Event 1 of stream" in now["problem"]
@@ -119,7 +119,7 @@ def test_a_poison_event_is_seen_everywhere_and_passed_over(alone):
         trail = admin.get("/api/v1/admin/events", params={"type": "projection."})
         assert [event["type"] for event in trail.json()["items"]] == ["projection.event-skipped@1"], trail.text
         until(lambda: shown(admin)["behind"] == 0)
-        assert shown(admin, WELCOME)["stopped"]
+        assert shown(admin, NOTIFICATIONS)["stopped"]
         assert (figure(alone, "stopped"), figure(alone, "skipped_events")) == (0, 1)
 
 

@@ -38,7 +38,7 @@ class Progress:
 class NoCredentials:
     """Nobody left a credential."""
 
-    def credential(self, customer_id: str, provider: str, project_id: str | None) -> Mapping[str, Any] | None:
+    def credential(self, order: RunOrder, provider: str, project_id: str | None) -> Mapping[str, Any] | None:
         return None
 
 

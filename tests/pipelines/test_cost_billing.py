@@ -226,7 +226,7 @@ def test_the_customers_own_project_is_read_with_the_credential_for_it(bench):
     bench.credentials = Keys()
     configuration = {"source_project_id": project, "source_dataset": "billing_export"}
     completed(bench, "2025-11-17", configuration=configuration)
-    assert asked == [(bench.customer, "GCP", project)]
+    assert [(order.customer_id, *rest) for order, *rest in asked] == [(bench.customer, "GCP", project)]
     assert billed(bench) == {date(2025, 11, 17): (1, Decimal("1.25"))}
     assert "CANARY" not in repr(bench.progress.steps)
     theirs.delete_dataset("billing_export", delete_contents=True, timeout=30)

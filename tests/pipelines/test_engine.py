@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from adapters.pipelines.engine import Limits
+from adapters.pipelines.failures import StepFailed
+from adapters.pipelines.source import Sources
 from application.ports import Away, Cancelled
 
 _spec = importlib.util.spec_from_file_location("pipelines_between", Path(__file__).with_name("between.py"))
@@ -258,6 +260,26 @@ def test_nobody_reads_another_customers_dataset_or_the_platforms(bench):
     finally:
         other.client.delete_dataset(other.customer, delete_contents=True, timeout=30)
         other.client.close()
+
+
+@pytest.mark.parametrize("place", [("others-project", "billing"), ("platform-project", "shared"), (None, "shared")])
+def test_the_platforms_own_identity_reads_nothing_that_a_customer_names(bench, place):
+    """At Google. Whoever let the platform into a project did so for one customer, and another can name it."""
+    project, dataset = place
+    order = bench.order(
+        "gcp/cost/cost_billing", "2025-11-17",
+        configuration={"source_project_id": project, "source_dataset": dataset},
+    )  # fmt: skip
+    sources = Sources(bench.client, bench.credentials, central="c", endpoint=None)
+    with pytest.raises(StepFailed, match="There is no GCP credential for the project"):
+        sources.client(order)
+    # The control: what the emulator, which knows no identities, answers.
+    assert Sources(bench.client, bench.credentials, central="c", endpoint=bench.url).client(order) is bench.client
+
+
+def test_the_platforms_own_identity_reads_the_customers_dataset(bench):
+    order = bench.order("gcp/cost/cost_billing", "2025-11-17", configuration={"source_dataset": bench.customer})
+    assert Sources(bench.client, bench.credentials, central="c", endpoint=None).client(order) is bench.client
 
 
 def test_a_key_for_another_address_is_refused(bench):

@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections.fold import Folded, fold
-from projections.rows import Change, Put, Set
-from projections.tables import CUSTOMER_TEAM_MEMBERS, CUSTOMER_USAGE, X_META_DQ_RESULTS
+from projections.fold import Folded, Forgotten, Stretch, fold
+from projections.rows import Change, Forget, Put, Set
+from projections.tables import CUSTOMER_TEAM_MEMBERS, CUSTOMER_USAGE, X_META_DQ_RESULTS, X_META_STEP_LOGS
 
 MEMBERS = CUSTOMER_TEAM_MEMBERS
 FREE = [name for name in MEMBERS.names if name not in MEMBERS.key]
 FIELDS = st.sampled_from(FREE)
 VALUES = st.integers(0, 9)
+OWNERS = {"a": "acme", "b": "acme", "c": "globex"}
 
 
 def whole(member_id, value):
@@ -26,24 +27,33 @@ def some(member_id, **values):
 
 @st.composite
 def logs(draw):
-    """A stretch of a log over a few rows, in order of position; an event may change a row more than once."""
+    """A stretch of a log over a few rows of two customers, in order of position.
+
+    An event may change a row more than once, and forget a customer, whose rows may come anew afterwards.
+    """
     ids = st.sampled_from("abc")
     row = st.one_of(
         st.builds(whole, ids, VALUES),
         st.builds(lambda m, values: some(m, **values), ids, st.dictionaries(FIELDS, VALUES)),
+        st.builds(Forget, st.just(MEMBERS), st.sampled_from(["acme", "globex"])),
     )
     rows = draw(st.lists(row, max_size=12))
     steps = draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
     position, log = 1, []
     for row, step in zip(rows, steps, strict=True):
-        position += step
-        log.append(Change(row, position, "acme"))
+        forgets = isinstance(row, Forget)
+        # An event that forgets a customer does nothing else to its rows.
+        position += 1 if forgets or (log and isinstance(log[-1].row, Forget)) else step
+        log.append(Change(row, position, row.customer_id if forgets else OWNERS[row.values["member_id"]]))
     return log
 
 
-def apply(table, folded):
+def apply(table, stretch):
     """The effect of writing on a table, a dict by key."""
-    for change in folded:
+    for gone in stretch.forgotten:
+        for key in [key for key, row in table.items() if OWNERS[key[0]] == gone.customer_id and row[1] < gone.position]:
+            del table[key]
+    for change in stretch.rows:
         there = table.get(change.key)
         if there is not None and change.position <= there[1]:
             continue
@@ -94,12 +104,49 @@ def test_the_order_within_a_batch_is_that_of_the_positions(log, random):
 
 @given(logs())
 def test_each_row_comes_once_in_order_of_appearance_with_its_last_position(log):
-    keys = [change.row.values["member_id"] for change in log]
-    folded = fold(log)
+    last = {change.row.customer_id: change.position for change in log if isinstance(change.row, Forget)}
+    stays = [c for c in log if not isinstance(c.row, Forget) and c.position > last.get(c.customer_id, 0)]
+    keys = [change.row.values["member_id"] for change in stays]
+    forgotten, folded = fold(log)
+    assert {gone.customer_id: gone.position for gone in forgotten} == last
     assert [row.key for row in folded] == [(key,) for key in dict.fromkeys(keys)]
     assert [row.position for row in folded] == [
-        max(change.position for change in log if change.row.values["member_id"] == row.key[0]) for row in folded
+        max(change.position for change in stays if change.row.values["member_id"] == row.key[0]) for row in folded
     ]
+
+
+def test_what_a_customer_had_goes_and_what_comes_later_stays():
+    step, result = {"step_logging_id": "s"}, {"dq_result_id": "r"}
+    log = [
+        Change(whole("a", 1), 1, "acme"),
+        Change(whole("c", 1), 2, "globex"),
+        Change(Set(X_META_STEP_LOGS, step), 3, "acme"),
+        Change(Set(X_META_DQ_RESULTS, result), 3, "acme"),
+        Change(some("c", role="OWNER"), 4, "globex"),
+        Change(Forget(MEMBERS, "acme"), 5, "acme"),
+        Change(Forget(X_META_STEP_LOGS, "acme"), 5, "acme"),
+        Change(some("a", role="GHOST"), 6, "acme"),
+    ]
+    assert fold(log) == Stretch(
+        [Forgotten(MEMBERS, "acme", 5), Forgotten(X_META_STEP_LOGS, "acme", 5)],
+        [
+            Folded(MEMBERS, None, ("c",), {**whole("c", 1).values, "role": "OWNER"}, whole=True, position=4),
+            Folded(X_META_DQ_RESULTS, "acme", ("r",), result, whole=False, position=3),
+            # of a row that is gone: it changes nothing, and makes none
+            Folded(MEMBERS, None, ("a",), {"member_id": "a", "role": "GHOST"}, whole=False, position=6),
+        ],
+    )
+
+
+@given(logs())
+def test_without_what_is_forgotten_rows_are_left(log):
+    """The control: a writer that passes over the first half of what it is given."""
+    table = {}
+    for changes in events(log):
+        apply(table, fold(changes)._replace(forgotten=()))
+    gone = [c for c in log if isinstance(c.row, Forget)]
+    if any(OWNERS[key[0]] == c.customer_id and row[1] < c.position for c in gone for key, row in table.items()):
+        assert table != one_by_one(log)
 
 
 def test_a_put_replaces_what_came_before_and_a_set_names_what_it_changes():
@@ -110,7 +157,7 @@ def test_a_put_replaces_what_came_before_and_a_set_names_what_it_changes():
         Change(some("b", role="ADMIN"), 4, "acme"),
         Change(some("b", email=None), 5, "acme"),
     ]
-    assert fold(log) == [
+    assert fold(log).rows == [
         Folded(MEMBERS, None, ("a",), {**whole("a", 0).values, "role": "ADMIN"}, whole=True, position=3),
         Folded(MEMBERS, None, ("b",), {"member_id": "b", "role": "ADMIN", "email": None}, whole=False, position=5),
     ]
@@ -127,7 +174,7 @@ def test_rows_are_told_apart_by_table_whole_key_and_customer():
         Change(Set(X_META_DQ_RESULTS, result), 5, "globex"),
         Change(some("a"), 6, "globex"),
     ]
-    assert [(row.table.name, row.customer_id, row.key, row.position) for row in fold(log)] == [
+    assert [(row.table.name, row.customer_id, row.key, row.position) for row in fold(log).rows] == [
         ("customer_team_members", None, ("a",), 6),
         ("customer_usage", None, ("acme", 1), 2),
         ("customer_usage", None, ("acme", 2), 3),

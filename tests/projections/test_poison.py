@@ -23,7 +23,7 @@ from application.execution import ClaimRuns, TakeOver, _claim, take_over
 from application.mapper import UnreadableEvent
 from application.ports import Away
 from application.projections import SkipEvent, skip_event
-from domain.projection import WAREHOUSE, WELCOME
+from domain.projection import NOTIFICATIONS, WAREHOUSE
 from domain.refusals import Conflict
 from projections.follow import Handle, NoRows, Overtaken, Placed, ProblemKind, Unwritable, catch_up, rows_into
 from tests.application.world import World, until
@@ -368,12 +368,12 @@ class TestFollower:
     def test_a_skip_is_of_one_projection(self, told, service):
         place = middle(told)
         store(told, place, topic="customer.unheard-of@9")
-        with following(service, WAREHOUSE, recording()[1]), following(service, WELCOME, recording()[1]):
-            until(lambda: standing(service).stopped and standing(service, WELCOME).stopped)
+        with following(service, WAREHOUSE, recording()[1]), following(service, NOTIFICATIONS, recording()[1]):
+            until(lambda: standing(service).stopped and standing(service, NOTIFICATIONS).stopped)
             skip(told, place)
             until(lambda: standing(service).position == log_of(told).end())
-            assert standing(service, WELCOME).position == place - 1
-        assert (skipped(told.datastore, WAREHOUSE), skipped(told.datastore, WELCOME)) == ({place}, frozenset())
+            assert standing(service, NOTIFICATIONS).position == place - 1
+        assert (skipped(told.datastore, WAREHOUSE), skipped(told.datastore, NOTIFICATIONS)) == ({place}, frozenset())
 
     def test_an_event_that_is_restored_is_handled(self, told, service):
         place = middle(told)
@@ -434,8 +434,8 @@ class TestSkip:
         for wrong in (place - 1, place + 1):
             with pytest.raises(Conflict, match=f"stands stopped at position {place}, not at {wrong}"):
                 skip(told, wrong)
-        with pytest.raises(Conflict, match="welcome does not stand stopped"):
-            skip(told, place, WELCOME)
+        with pytest.raises(Conflict, match="notifications does not stand stopped"):
+            skip(told, place, NOTIFICATIONS)
         assert told.rows("projection_skips") == []
         skip(told, place)
         skip(told, place)

@@ -137,7 +137,7 @@ def replay_agrees(life: Life, placed: list[Placed]) -> None:
     """The rows of the whole log are the tables."""
     changes = [change for p in placed for change in changes_of(p.event, p.at)]
     told: dict[str, dict[Any, Mapping[str, Any]]] = {table.name: {} for table in CENTRAL}
-    for folded in fold([change for change in changes if change.row.table.scope is Scope.CENTRAL]):
+    for folded in fold([change for change in changes if change.row.table.scope is Scope.CENTRAL]).rows:
         assert folded.whole
         told[folded.table.name][folded.key] = {**folded.values, "position": folded.position}
     for table in CENTRAL:

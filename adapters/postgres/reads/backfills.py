@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from psycopg.sql import SQL, Identifier
 
-from adapters.postgres.event_log import Datastore
+from adapters.postgres.event_log import Reads
 from adapters.postgres.reads.listing import Mark
 from domain.pipeline_run import RunState
 from projections.tables import SCHEDULED_PIPELINE_RUNS
@@ -43,9 +43,9 @@ class Progress:
         return sum(runs for state, runs in self.states.items() if state.ended)
 
 
-def progress(datastore: Datastore, customer_id: str, backfill_id: str) -> Progress | None:
+def progress(reads: Reads, customer_id: str, backfill_id: str) -> Progress | None:
     """How far the back-fill is, None for one that the customer does not have."""
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         rows = cursor.execute(_COUNTS, (backfill_id, customer_id), prepare=True).fetchall()
     if not rows:
         return None
@@ -58,7 +58,7 @@ def progress(datastore: Datastore, customer_id: str, backfill_id: str) -> Progre
 
 
 def newest_days_first(
-    datastore: Datastore, customer_id: str, backfill_id: str, *, after: Mark | None, limit: int
+    reads: Reads, customer_id: str, backfill_id: str, *, after: Mark | None, limit: int
 ) -> list[dict[str, Any]]:
     """At most `limit` runs of the back-fill, those that are queued last first."""
     wanted = {
@@ -68,5 +68,5 @@ def newest_days_first(
         "key": after.key if after else None,
         "limit": limit,
     }
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         return cursor.execute(_RUNS_STATEMENT, wanted, prepare=True).fetchall()

@@ -14,7 +14,7 @@ from uuid import UUID
 from eventsourcing.persistence import Notification
 from psycopg.sql import SQL, Composable
 
-from adapters.postgres.event_log import Datastore
+from adapters.postgres.event_log import Datastore, Reads
 from adapters.postgres.reads import history
 from adapters.postgres.reads.stored import COLUMNS, notifications
 from application.mapper import envelope_of, told_as
@@ -113,6 +113,7 @@ def search(
     datastore: Datastore,
     wanted: Wanted,
     *,
+    reads: Reads | None = None,
     after: int | None = None,
     limit: int,
     oldest_first: bool = False,
@@ -121,19 +122,21 @@ def search(
 ) -> Found:
     """At most `limit` wanted events beyond the position `after`, the newest first unless said otherwise.
 
-    `shown_actor` is how actors are told to the one who asks, and so what he can ask for.
+    `shown_actor` is how actors are told to the one who asks, and so what he can ask for. Events are read through
+    `reads` where it is given: of the whole log only instants are looked at then, to find where a span of time lies.
     """
+    rows: Reads = reads or datastore
     low, high = history.span(datastore, wanted.since, wanted.until)
     if after is not None:
         low, high = (max(low, after + 1), high) if oldest_first else (low, min(high, after))
     last = max(high - 1, 0) if oldest_first else low
-    axis = _axis(datastore, wanted, low, high)
-    edge = None if wanted.everything else _edge(datastore, axis, scanned, oldest_first=oldest_first)
+    axis = _axis(rows, wanted, low, high)
+    edge = None if wanted.everything else _edge(rows, axis, scanned, oldest_first=oldest_first)
     if edge is not None:
         value, last = edge
         axis = replace(axis, high=value + 1) if oldest_first else replace(axis, low=value)
     found: list[Notification] = []
-    for stored in _candidates(datastore, wanted, axis, limit + 1, oldest_first=oldest_first):
+    for stored in _candidates(rows, wanted, axis, limit + 1, oldest_first=oldest_first):
         if wanted.holds(stored, envelope_of(stored), shown_actor):
             found.append(stored)
             if len(found) > limit:
@@ -149,25 +152,25 @@ def following(datastore: Datastore, customer_id: str, *, after: int, limit: int)
     return notifications(found)
 
 
-def _axis(datastore: Datastore, wanted: Wanted, low: int, high: int) -> _Axis:
+def _axis(reads: Reads, wanted: Wanted, low: int, high: int) -> _Axis:
     position = SQL("notification_id")
     if wanted.stream_id is not None:
-        if wanted.customer_id is not None and history.owner(datastore, wanted.stream_id) != wanted.customer_id:
+        if wanted.customer_id is not None and history.owner(reads, wanted.stream_id) != wanted.customer_id:
             # Answered as one that never was: how far a search comes in it would tell that it is there.
             return _Axis(_OF_STREAM, (SQL("originator_id"), SQL("originator_version")), (wanted.stream_id,), 1, 1)
-        low = history.version(datastore, wanted.stream_id, low - 1) + 1
-        high = history.version(datastore, wanted.stream_id, high - 1) + 1
+        low = history.version(reads, wanted.stream_id, low - 1) + 1
+        high = history.version(reads, wanted.stream_id, high - 1) + 1
         return _Axis(_OF_STREAM, (SQL("originator_id"), SQL("originator_version")), (wanted.stream_id,), low, high)
     if wanted.customer_id is not None:
         return _Axis(_OF_CUSTOMER, (SQL("customer_id"), position), (wanted.customer_id,), low, high)
     return _Axis(SQL("notification_id >= %s AND notification_id < %s"), (position,), (), low, high)
 
 
-def _edge(datastore: Datastore, axis: _Axis, scanned: int, *, oldest_first: bool) -> tuple[int, int] | None:
+def _edge(reads: Reads, axis: _Axis, scanned: int, *, oldest_first: bool) -> tuple[int, int] | None:
     """Where a search that reads so many events ends: the value on its axis, and the position; None if all are read."""
     select: LiteralString = "SELECT {0} AS value, notification_id AS position FROM stored_events"
     query = _query(select, axis, SQL("true"), oldest_first=oldest_first)
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         row = cursor.execute(
             query + SQL(" OFFSET %s LIMIT 1"), (*axis.parameters, scanned - 1), prepare=True
         ).fetchone()
@@ -175,14 +178,14 @@ def _edge(datastore: Datastore, axis: _Axis, scanned: int, *, oldest_first: bool
 
 
 def _candidates(
-    datastore: Datastore, wanted: Wanted, axis: _Axis, enough: int, *, oldest_first: bool
+    reads: Reads, wanted: Wanted, axis: _Axis, enough: int, *, oldest_first: bool
 ) -> Iterator[Notification]:
     """All that may be wanted on that part of the axis; the database leaves out most of what is not."""
     conditions, parameters = _conditions(wanted)
     page = min(enough, _PAGE)
     while axis.low < axis.high:
         query = _query(COLUMNS, axis, conditions, oldest_first=oldest_first) + SQL(" LIMIT %s")
-        with datastore.reading() as cursor:
+        with reads.reading() as cursor:
             rows = cursor.execute(query, (*axis.parameters, *parameters, page), prepare=True, binary=True).fetchall()
         found = notifications(rows)
         yield from found

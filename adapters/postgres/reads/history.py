@@ -11,7 +11,7 @@ from uuid import UUID
 
 from eventsourcing.persistence import Notification
 
-from adapters.postgres.event_log import Datastore
+from adapters.postgres.event_log import Datastore, Reads
 from adapters.postgres.reads.stored import COLUMNS, notifications
 from application.mapper import envelope_of
 
@@ -30,11 +30,11 @@ def end(datastore: Datastore) -> int:
     return row["position"] or 0 if row else 0
 
 
-def stream(datastore: Datastore, stream_id: UUID, *, after: int = 0) -> Iterator[Notification]:
+def stream(reads: Reads, stream_id: UUID, *, after: int = 0) -> Iterator[Notification]:
     """The stored events of one stream after a version, in order, read page by page as they are asked for."""
     full = True
     while full:
-        with datastore.reading() as cursor:
+        with reads.reading() as cursor:
             rows = cursor.execute(_STREAM, (stream_id, after, _PAGE), prepare=True, binary=True).fetchall()
         found = notifications(rows)
         yield from found
@@ -86,9 +86,9 @@ def _dated(datastore: Datastore, position: int, behind: int) -> tuple[int, datet
     return None
 
 
-def owner(datastore: Datastore, stream_id: UUID) -> str | None:
+def owner(reads: Reads, stream_id: UUID) -> str | None:
     """Whose stream it is; None for one that never was."""
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         row = cursor.execute(
             "SELECT customer_id FROM stored_events WHERE originator_id = %s ORDER BY originator_version LIMIT 1",
             (stream_id,),
@@ -97,9 +97,9 @@ def owner(datastore: Datastore, stream_id: UUID) -> str | None:
     return row["customer_id"] if row else None
 
 
-def length(datastore: Datastore, stream_id: UUID) -> int:
+def length(reads: Reads, stream_id: UUID) -> int:
     """How many events a stream has."""
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         row = cursor.execute(
             "SELECT max(originator_version) AS version FROM stored_events WHERE originator_id = %s",
             (stream_id,),
@@ -108,10 +108,10 @@ def length(datastore: Datastore, stream_id: UUID) -> int:
     return row["version"] or 0 if row else 0
 
 
-def version(datastore: Datastore, stream_id: UUID, position: int) -> int:
+def version(reads: Reads, stream_id: UUID, position: int) -> int:
     """How many events a stream had at a position of the log. Costs some twenty looks, however long it is."""
-    low, high = 0, length(datastore, stream_id)
-    with datastore.reading() as cursor:
+    low, high = 0, length(reads, stream_id)
+    with reads.reading() as cursor:
         while low < high:
             middle = (low + high + 1) // 2
             row = cursor.execute(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from psycopg.sql import SQL, Composable, Identifier
 
-from adapters.postgres.event_log import Datastore
+from adapters.postgres.event_log import Reads
 from domain.refusals import NotFound
 from projections.rows import Table
 from projections.tables import CENTRAL
@@ -35,20 +35,20 @@ class Where:
 
 
 def newest_first(
-    datastore: Datastore, table: Table, where: Sequence[Where], *, after: Mark | None, limit: int
+    reads: Reads, table: Table, where: Sequence[Where], *, after: Mark | None, limit: int
 ) -> list[dict[str, Any]]:
     """At most `limit` rows of a table with `created_at` and a key of one column; deleted rows are left out."""
     statement = _page_statement(table.name, tuple((w.column, w.operator) for w in where), after is not None)
     values = [w.value for w in where]
     if after is not None:
         values += [after.created_at, after.key]
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         return cursor.execute(statement, [*values, limit], prepare=True).fetchall()
 
 
-def one(datastore: Datastore, table: Table, customer_id: str, key: str) -> dict[str, Any]:
+def one(reads: Reads, table: Table, customer_id: str, key: str) -> dict[str, Any]:
     """A customer's row of that key; raises `NotFound` when there is none, or it was deleted."""
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         row = cursor.execute(_row_statement(table.name), (key, customer_id), prepare=True).fetchone()
     if row is None:
         raise NotFound("It is not there any more.")

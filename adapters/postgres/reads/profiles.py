@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from psycopg.sql import SQL
 
-from adapters.postgres.event_log import Datastore
+from adapters.postgres.event_log import Datastore, Reads
 
 _PROFILE: Final = SQL(
     "SELECT p.customer_id, p.tenant_id, p.tenant_dataset_id, p.company_name, p.admin_email, p.status,"
@@ -35,9 +35,9 @@ def exists(datastore: Datastore, customer_id: str) -> bool:
     return found is not None
 
 
-def profile(datastore: Datastore, customer_id: str) -> dict[str, Any] | None:
+def profile(reads: Reads, customer_id: str) -> dict[str, Any] | None:
     """One customer with its plan and limits."""
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         return cursor.execute(
             _PROFILE + SQL(" WHERE p.customer_id = %s AND p.deleted_at IS NULL"), (customer_id,), prepare=True
         ).fetchone()
@@ -61,15 +61,15 @@ def profiles(
         ).fetchall()
 
 
-def usage(datastore: Datastore, customer_id: str) -> dict[str, Any] | None:
+def usage(reads: Reads, customer_id: str) -> dict[str, Any] | None:
     """The newest day on which something was counted, with the limits that are in force now."""
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         return cursor.execute(_USAGE, (customer_id,), prepare=True).fetchone()
 
 
-def usage_history(datastore: Datastore, customer_id: str, *, before: date | None, limit: int) -> list[dict[str, Any]]:
+def usage_history(reads: Reads, customer_id: str, *, before: date | None, limit: int) -> list[dict[str, Any]]:
     """Days on which something was counted, newest first, each with the limits of that day."""
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         return cursor.execute(
             "SELECT customer_id, usage_date, pipelines_run_today, pipelines_succeeded_today, pipelines_failed_today,"
             " pipelines_run_month, concurrent_pipelines_running, daily_limit, monthly_limit, concurrent_limit,"

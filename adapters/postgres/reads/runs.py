@@ -7,7 +7,7 @@ from typing import Any, Final, LiteralString
 
 from psycopg.sql import SQL, Identifier
 
-from adapters.postgres.event_log import Datastore
+from adapters.postgres.event_log import Datastore, Reads
 from domain.pipeline_run import RunState
 from projections.tables import SCHEDULED_PIPELINE_RUNS
 
@@ -78,9 +78,9 @@ def named(datastore: Datastore, run_ids: Sequence[str]) -> dict[str, dict[str, A
     return {row["run_id"]: row for row in found}
 
 
-def has_ended(datastore: Datastore, run_id: str) -> bool:
+def has_ended(reads: Reads, run_id: str) -> bool:
     """Whether the run is in a state that it will not leave."""
-    with datastore.reading() as cursor:
+    with reads.reading() as cursor:
         row = cursor.execute(
             "SELECT state FROM scheduled_pipeline_runs WHERE run_id = %s", (run_id,), prepare=True
         ).fetchone()

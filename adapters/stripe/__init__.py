@@ -1,0 +1,1 @@
+"""Stripe: its signatures, and its events in all the shapes that they come in."""
