@@ -12,6 +12,7 @@ from tests import canaries
 from tests.e2e.conftest import Serve
 
 ADMIN_KEY = "canary-admin-key-0815-with-more-than-32-characters"
+STRIPE_SECRET = "whsec_canary0815canary0815canary0815canary0815"
 PRIVATE_KEY = '-----BEGIN PRIVATE KEY-----\ncanary/private+key"4711"ü\n-----END PRIVATE KEY-----\n'
 PASSWORD = "canary-password-4711/+ü"
 COMPANY = "Canary Company 4711"
@@ -42,7 +43,7 @@ class Told:
 def told(serve_with_canaries) -> Told:
     """A server that has lived through a story with secrets of every kind, and was stopped."""
     serve = serve_with_canaries
-    secrets = {"admin key": ADMIN_KEY, "private key": PRIVATE_KEY, "password": PASSWORD}
+    secrets = {"admin key": ADMIN_KEY, "Stripe's": STRIPE_SECRET, "private key": PRIVATE_KEY, "password": PASSWORD}
     told = Told(secrets)
     with httpx.Client(base_url=f"{serve.url}/api/v1", timeout=60) as client:
 
@@ -65,6 +66,10 @@ def told(serve_with_canaries) -> Told:
         aws = {"provider": "AWS", "credential_type": "ACCESS_KEY", "credential_name": "reader"}
         for body in ({**gcp, "credentials": SERVICE_ACCOUNT}, {**aws, "credentials": {"secret_access_key": PASSWORD}}):
             assert ask("POST", "/customers/canary/credentials", second, json=body).status_code == 200
+        endpoint = {"url": "https://hooks.invalid/canary", "kinds": ["run.failed"]}
+        added = ask("POST", "/customers/canary/webhook-endpoints", second, hands_over=True, json=endpoint)
+        assert added.status_code == 200, added.text
+        secrets["webhook secret"] = added.json()["secret"].removeprefix("whsec_")
         # What is refused is not repeated either.
         for body in ({**gcp, "credentials": {**SERVICE_ACCOUNT, "type": PASSWORD}}, {**aws, "credentials": PASSWORD}):
             assert ask("POST", "/customers/canary/credentials", second, json=body).status_code == 422
@@ -76,10 +81,25 @@ def told(serve_with_canaries) -> Told:
         source = {"provider": "GCP", "domain": "COST", "source_project_id": "canary-project", "source_dataset": "bills"}
         assert ask("POST", "/customers/canary/provider-configs", second, json=source).status_code == 200
         ask("POST", "/pipelines/run/canary/gcp/cost/cost_billing", second, json={"date": "2025-11-17"})
-        for path in ("", "/api-keys", "/credentials", "/events", "/usage", "/pipelines"):
+        for path in (
+            "",
+            "/api-keys",
+            "/credentials",
+            "/webhook-endpoints",
+            "/notifications",
+            "/events",
+            "/usage",
+            "/pipelines",
+        ):
             assert ask("GET", f"/customers/canary{path}", second).status_code == 200
         for path in ("/admin/events", "/admin/customers", "/admin/projections/verify", "/scheduler/status"):
             assert ask("GET", path).status_code == 200
+        for body in (b"{}", STRIPE_SECRET.encode()):
+            forged = client.post(
+                f"{serve.url}/webhooks/stripe", content=body, headers={"Stripe-Signature": "t=1,v1=00"}
+            )
+            assert forged.status_code == 400
+            told.answers.append(forged)
         oldest = ask("GET", "/customers/canary/api-keys", second).json()["items"][-1]
         assert ask("DELETE", f"/customers/canary/api-keys/{oldest['api_key_id']}", second).status_code == 204
     for command in (("events", "--json"), ("replay", "canary"), ("status",), ("doctor",), ("runs",)):
@@ -106,7 +126,10 @@ def _tables(serve) -> list[str]:
 
 @pytest.fixture(scope="module")
 def serve_with_canaries(tmp_path_factory):
-    server = Serve(tmp_path_factory.mktemp("canaries") / "var", {"ADMIN_API_KEY": ADMIN_KEY})
+    server = Serve(
+        tmp_path_factory.mktemp("canaries") / "var",
+        {"ADMIN_API_KEY": ADMIN_KEY, "STRIPE_WEBHOOK_SECRET": STRIPE_SECRET},
+    )
     try:
         server.start()
         server.await_bigquery()
