@@ -160,7 +160,7 @@ def _(event: ApiKeyIssued, at: Envelope) -> Iterator[RowChange]:
             "api_key_hash": event.key_hash,
             "encrypted_api_key": event.sealed_key,
             "last4": event.last4,
-            "name": event.name,
+            "name": event.name or None,
             "scopes": None if event.scopes is None else list(event.scopes),
             "is_active": True,
             "created_at": at.at,
