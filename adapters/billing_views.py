@@ -29,7 +29,7 @@ _REMEDIES: Final[Mapping[str, str]] = {
         " stripe_customer_id."
     ),
     "unknown-price": "Add the price to STRIPE_PRICES, restart, and send the event again from Stripe's dashboard.",
-    "several-subscriptions": "The newest one counts. Cancel the others at Stripe.",
+    "several-subscriptions": "The newest one that is paid counts. Cancel the others at Stripe.",
     "other-mode": "An event of the other mode was refused. Check STRIPE_LIVE, and which endpoint has the secret.",
     "unreadable": "An event has a shape that this version does not know. Update the service, and send it again.",
     "no-customer": "Somebody pays and is nobody's customer. Look at the checkout at Stripe.",

@@ -15,7 +15,7 @@ from uuid import uuid4
 from google.cloud import bigquery
 
 from adapters.bigquery.client import connect
-from adapters.bigquery.warehouse import EMULATED_WRITERS, WRITERS, BigQueryWarehouse
+from adapters.bigquery.warehouse import EMULATED_CUSTOMERS_WRITERS, EMULATED_WRITERS, WRITERS, BigQueryWarehouse
 from adapters.kms.cloud import CloudKms
 from adapters.kms.guarded import GuardedVault
 from adapters.kms.local import LocalKeyFile
@@ -30,7 +30,6 @@ from adapters.postgres.credentials import SealedCredentials
 from adapters.postgres.data_keys import PostgresDataKeys
 from adapters.postgres.erasures import ErasedCustomers
 from adapters.postgres.event_log import Datastore
-from adapters.postgres.reads.erasures import is_erased
 from adapters.postgres.store import PostgresStore
 from adapters.settings import Settings
 from application.mapper import EventMapper
@@ -156,7 +155,8 @@ def build(settings: Settings, dsn: str, **parts: Any) -> Service:  # noqa: ANN40
             settings.customers_dataset_id,
             settings.gcp_location,
             writers=WRITERS if settings.emulator_url is None else EMULATED_WRITERS,
-            erased=partial(is_erased, datastore),
+            customers_writers=WRITERS if settings.emulator_url is None else EMULATED_CUSTOMERS_WRITERS,
+            erased=ErasedCustomers(datastore).__contains__,
         ),
         registry=registry,
         engine=parts.get("engine")

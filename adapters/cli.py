@@ -10,13 +10,13 @@ import typer
 
 from adapters import (
     cli_backfill,
-    cli_encryption,
     cli_billing,
+    cli_encryption,
     cli_erase,
     cli_events,
     cli_export,
-    cli_notifications,
     cli_keys,
+    cli_notifications,
     cli_projections,
     cli_rebuild,
     cli_replay,

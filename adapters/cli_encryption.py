@@ -143,7 +143,7 @@ def rotate(
                 f"{waiting} to be destroyed: in an hour, run `convergence encryption rotate --resume`.", markup=False
             )
         for whose in done.passed_over:
-            console.ERR.print(f"A secret of {whose} does not open: its key is gone.", style="yellow", markup=False)
+            console.ERR.print(f"Secrets of {whose} are as they were: one does not open.", style="yellow", markup=False)
     if done.passed_over:
         raise typer.Exit(console.FAILED)
 

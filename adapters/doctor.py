@@ -118,6 +118,7 @@ def _database(place: Place, *, whole_log: bool, tell: Callable[[str, int, int], 
 
 
 def _database_findings(connection: Connection[DictRow]) -> Iterator[Finding]:
+    from adapters.doctor_tenants import examine_tenants  # noqa: PLC0415
     from adapters.postgres.schema import is_current  # noqa: PLC0415
 
     version = connection.info.server_version
@@ -131,6 +132,7 @@ def _database_findings(connection: Connection[DictRow]) -> Iterator[Finding]:
         yield Finding("schema", Result.FAIL, "not this version's", "Run: convergence migrate.")
         return
     yield Finding("schema", Result.OK, "current")
+    yield examine_tenants(connection)
     yield from _projections(connection)
     yield _notifications(connection)
 

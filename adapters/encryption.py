@@ -16,8 +16,9 @@ from adapters.kms.guarded import RECORDED, GuardedVault
 from adapters.kms.vault import EnvelopeVault, data_key_of, name_of
 from adapters.postgres import decryptions, key_rotation
 from adapters.progress import Tell, untold
+from application.mapper import UnreadableEvent
 from application.ports import Away, KeyDestroyed, KeyWrapper, Purpose, SealedFor
-from application.resealing import Reseal, reseal
+from application.resealing import Done, Reseal, reseal
 from domain.envelope import Origin
 from domain.refusals import NotFound
 
@@ -54,7 +55,7 @@ class Rotated:
     destroyed: int
     waiting: int
     passed_over: tuple[str, ...]
-    """Customers of whom a secret could not be opened: its key is gone."""
+    """Customers of whom a secret could not be opened, or something in the log cannot be read."""
 
 
 def primary_versions(keys: KeyWrapper) -> Mapping[KeyGroup, str]:
@@ -139,9 +140,15 @@ def rotate(
     customers = patient(partial(key_rotation.unfinished, store, customer_id))
     for number, customer in enumerate(customers, 1):
         try:
-            resealed += patient(partial(_reseal, service, stamp, customer, vault))
-        except (KeyDestroyed, NotFound):
+            done = patient(partial(_reseal, service, stamp, customer, vault))
+        except (UnreadableEvent, NotFound) as error:
+            logger.warning("the secrets of %s are not sealed anew: %s", customer, error)
             passed_over.append(customer)
+        else:
+            resealed += done.resealed
+            if done.closed:
+                logger.warning("secrets of %s do not open: %s", customer, ", ".join(done.closed))
+                passed_over.append(customer)
         destroyed += patient(partial(key_rotation.destroy_retired, store, customer, destroy_after))
         tell("Customers", number, len(customers))
     waiting = patient(lambda: key_rotation.waiting(store))
@@ -165,10 +172,10 @@ def _renew(envelope: EnvelopeVault, customer_id: str, group: DataKeyGroup) -> bo
     return True
 
 
-def _reseal(service: Service, stamp: Callable[[], Mapping[str, Any]], customer_id: str, vault: GuardedVault) -> int:
+def _reseal(service: Service, stamp: Callable[[], Mapping[str, Any]], customer_id: str, vault: GuardedVault) -> Done:
     secrets = key_rotation.stale(service.data_keys.datastore, customer_id)
     if not secrets:
-        return 0
+        return Done(0, ())
     # A process that rotates the same customer at this moment has made another key: theirs are sealed anew by it.
     return reseal(Reseal(**stamp(), customer_id=customer_id), secrets, service.platform, vault)
 

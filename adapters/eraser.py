@@ -8,7 +8,7 @@ from typing import Final
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from adapters.bootstrap import Service
-from adapters.erasure import apply_ledger, finish, finish_all
+from adapters.erasure import apply_ledger, finish_all
 from adapters.postgres import erasures
 from adapters.postgres.checkpoints import leading
 from application.ports import Away
@@ -74,8 +74,6 @@ class Eraser(threading.Thread):
             left = any(erasure.completed_at is None for erasure in finish_all(self._service))
             if compare and not self._stop_asked.is_set():
                 apply_ledger(self._service, f"service:{self._service.settings.worker_id}")
-                for erasure in erasures.keyed(self._service.datastore):
-                    finish(self._service, erasure)
                 self._ledger_due = time.monotonic() + self._ledger_s
             return left
 

@@ -10,8 +10,10 @@ from typing import Final
 
 from adapters.bootstrap import Service, origin
 from adapters.erasure_ledger import Entry, LedgerFile, WarehouseLedger, latest
-from adapters.postgres import erasures
+from adapters.granter import grants_of
+from adapters.postgres import erasures, grants
 from adapters.postgres.erasures import Erasure
+from adapters.postgres.grants import Readers
 from application.erasure import Erase, erase
 from application.ports import Away
 from domain.projection import NOTIFICATIONS, WAREHOUSE
@@ -42,6 +44,13 @@ def _records(service: Service, erasure: Erasure) -> str | None:
     return behind
 
 
+def _readers(service: Service, erasure: Erasure) -> None:
+    # Who could read is named there by e-mail. What a granter says at this moment it takes back by itself.
+    nobody = Readers(erasure.customer_id, 0, (), ())
+    grants_of(service).tell(nobody.customer_id, nobody.active, nobody.revoked)
+    grants.applied(service.datastore, nobody)
+
+
 def _mail(service: Service, erasure: Erasure) -> None:
     if service.settings.smtp_url is None:
         remove_mails(service.settings.data_dir / "outbox", erasure.customer_id)
@@ -65,12 +74,13 @@ STEPS: Final[Mapping[str, Step]] = {
     "records": _records,
     "mail": _mail,
     "warehouse_ledger": _warehouse_ledger,
+    "readers": _readers,
     "dataset": _dataset,
 }
 """In the order in which they are done. None waits for another: the keys are destroyed whatever else is away."""
 
 
-IN_WAREHOUSE: Final = frozenset({"warehouse_ledger", "dataset"})
+IN_WAREHOUSE: Final = frozenset({"warehouse_ledger", "readers", "dataset"})
 AT_ONCE: Final = ("data_keys", "records")
 """What whoever erases does by itself. The projector does the rest: it is at its machine that the files are."""
 
@@ -85,8 +95,7 @@ def finish(service: Service, erasure: Erasure, steps: Collection[str] = STEPS.ke
     problems: list[str] = []
     waits: list[str] = []
     for name, step in STEPS.items():
-        # Keys are looked after again: one may have been in the making.
-        if name not in steps or (name in erasure.done and name != "data_keys"):
+        if name not in steps or name in erasure.done:
             continue
         if away and name in IN_WAREHOUSE:
             continue  # it would be waited for once more
@@ -156,7 +165,7 @@ def apply_ledger(service: Service, actor: str, *, in_warehouse: bool = True) -> 
 
 def remove_mails(outbox: Path, customer_id: str) -> int:
     """Delete the mails in a local outbox that name the customer; how many those were."""
-    named = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(customer_id)}(?![A-Za-z0-9])")
+    named = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(customer_id)}(?![A-Za-z0-9_])")
     found = [path for path in sorted(outbox.glob("*.eml")) if named.search(_text(path))]
     for path in found:
         path.unlink(missing_ok=True)

@@ -3,11 +3,13 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
+from adapters.ahead import Ahead
 from adapters.bigquery.client import NotThere
 from adapters.bootstrap import Service, utc_now
 from adapters.chain.sealer import Sealer
@@ -36,6 +38,7 @@ from projections.follow import (
     catch_up,
     rows_into,
 )
+from projections.rows import Scope
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ _TELL_AGAIN_S: Final = 600.0
 _BACK_OFF: Final = wait_exponential_jitter(multiplier=0.5, max=_MAX_SLEEP_S)
 
 Before = Callable[[], object]
+Beside = Callable[[Callable[[], Collection[int]]], AbstractContextManager[object]]
 
 
 class NoPlace(Exception):  # noqa: N818 - it says what is missing
@@ -57,15 +61,16 @@ class NoPlace(Exception):  # noqa: N818 - it says what is missing
 def run_projector(service: Service, stop: threading.Event) -> None:
     """Follow the log with every projection until `stop` is set. One process leads each projection at a time."""
     outbox = Outbox(service.datastore, utc_now)
+    tables = warehouse_tables(service)
     followers = [
-        Follower(service, WAREHOUSE, into_warehouse(service), stop, before=service.warehouse.ensure_central, most=MOST),
+        warehouse_follower(service, tables, stop),
         Follower(service, NOTIFICATIONS, outbox.handle, stop, checkpoints=outbox),
     ]
 
     sealer = Sealer(service, stop)
     deliverers = [Deliverer(service.datastore, courier, stop) for courier in couriers(service)]
 
-    wakes = [*(follower.wake for follower in followers), sealer.wake]
+    wakes = [*(follower.wake for follower in followers), tables.wake, sealer.wake]
 
     def wake_all(_: str) -> None:
         for wake in wakes:
@@ -85,9 +90,23 @@ def run_projector(service: Service, stop: threading.Event) -> None:
     listener.stop()
 
 
-def into_warehouse(service: Service) -> Handle:
-    """Writes the rows of events into BigQuery. That a dataset is missing is no fault of the events."""
-    write = rows_into(service.warehouse)
+def warehouse_tables(service: Service) -> Ahead:
+    """BigQuery's tables, the central ones ahead of those of customers."""
+    return Ahead(service.log, into_warehouse(service, Scope.CENTRAL), into_warehouse(service, Scope.CUSTOMER))
+
+
+def warehouse_follower(service: Service, tables: Ahead, stop: threading.Event) -> "Follower":
+    """What follows the log into BigQuery's tables."""
+    before = service.warehouse.ensure_central
+    return Follower(service, WAREHOUSE, tables.handle, stop, before=before, beside=tables.leading, most=MOST)
+
+
+def into_warehouse(service: Service, *scopes: Scope) -> Handle:
+    """Writes the rows of events into BigQuery, in tables of these scopes or all.
+
+    That a dataset is missing is no fault of the events.
+    """
+    write = rows_into(service.warehouse, scopes or tuple(Scope))
 
     def handle(events: Sequence[Placed]) -> None:
         try:
@@ -118,7 +137,8 @@ class Follower(threading.Thread):
     An event that it can make nothing of stops it right there, until the event can be read or an operator has it passed
     over. It says so in the log of the process when it begins and every `tell_again_s` seconds, and in its checkpoint.
     While it is far behind it handles up to `most` events at once. `checkpoints` moves on where that is to be one
-    transaction with what is handled.
+    transaction with what is handled. It is `beside` that block, given which events to pass over, that it follows while
+    it leads.
     """
 
     def __init__(
@@ -129,6 +149,7 @@ class Follower(threading.Thread):
         stop: threading.Event,
         *,
         before: Before | None = None,
+        beside: Beside = lambda _: nullcontext(),
         most: int = 0,
         checkpoints: Checkpoints | None = None,
         tell_again_s: float = _TELL_AGAIN_S,
@@ -138,6 +159,7 @@ class Follower(threading.Thread):
         self._projection = name
         self._handle = handle
         self._before = before
+        self._beside = beside
         self._most = most
         self._checkpoints = checkpoints or service.checkpoints
         self._stop_asked = stop
@@ -186,7 +208,8 @@ class Follower(threading.Thread):
             try:
                 with leading(self._service.dsn, self._projection) as lead:
                     if lead:
-                        self._follow_and_say(lead)
+                        with self._beside(self._skipped):
+                            self._follow_and_say(lead)
             except Away as away:
                 self._tell(problem_of(away), away)
                 raise

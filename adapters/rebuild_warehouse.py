@@ -22,7 +22,7 @@ from adapters.bootstrap import Service
 from adapters.granter import grants_of
 from adapters.postgres import grants
 from adapters.postgres.checkpoints import leading
-from adapters.postgres.reads.erasures import is_erased
+from adapters.postgres.erasures import ErasedCustomers
 from application.ports import Away
 from domain.projection import WAREHOUSE
 from projections.follow import Placed
@@ -57,7 +57,7 @@ class WarehouseTables:
             settings.project,
             self._central,
             settings.gcp_location,
-            erased=partial(is_erased, service.datastore),
+            erased=ErasedCustomers(service.datastore).__contains__,
         )
 
     def close(self) -> None:

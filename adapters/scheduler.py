@@ -49,11 +49,11 @@ def run_scheduler(service: Service, stop: threading.Event) -> None:
     deadlines = Deadlines(service)
     try:
         while not stop.is_set():
-            deadlines.meet(stop)
+            more = deadlines.meet(stop)
             # Cleared before looking, so that what comes while we look wakes us again.
             wake.clear()
             pause = _step(service)
-            rest(wake, stop.is_set, pause.total_seconds())
+            rest(wake, stop.is_set, 0 if more else pause.total_seconds())
     finally:
         listener.stop()
 

@@ -58,7 +58,7 @@ def backfill(command: Backfill, platform: Platform, catalogue: Catalogue) -> Bac
         template = known_template(catalogue, pipeline.provider, pipeline.domain, pipeline.template)
         if command.last > run_date(command.at, pipeline.timezone, 0):
             raise Invalid(f"Only days up to today can be filled in, today as it is in {pipeline.timezone}.")
-        ids = {backfill_run_id(command.backfill_id, day): day for day in days}
+        ids = {backfill_run_id(command.customer_id, command.backfill_id, day): day for day in days}
         runs = tx.runs([(run_id, command.customer_id) for run_id in ids])
         for run in runs.values():
             if run.exists and run.must("No such back-fill.").order.config_id != command.config_id:

@@ -112,6 +112,9 @@ def hear_stripe(command: HearStripe, platform: Platform, vault: Vault, terms: Te
         if not account.exists:
             account.append([AccountOpened(stripe_customer_id=command.stripe_customer_id, live=command.live)])
         account.append(_state(account).hear(report))
+        [noted] = tx.billing_accounts([report.event_id], live=command.live)
+        if noted.state is not None:
+            noted.append(noted.state.taken_in())
         heard = _Heard(tx, terms, command.at)
         candidates = _candidates(tx, _state(account))
         tx.lock([*candidates, *([report.names] if isinstance(report, CheckoutReported) and report.names else [])])

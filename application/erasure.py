@@ -80,11 +80,11 @@ def _erase(tx: Transaction, command: Erase, runs: Sequence[str], unreadable: set
         return False
     if set(_look(tx, command, unreadable)) - set(runs):
         return None
-    working = _end_runs(tx, command, runs, subscription, now, unreadable)
+    _end_runs(tx, command, runs, subscription, now, unreadable)
     if not subscription.unreadable:
         subscription.append(subscription.must("No such customer.").cancel(command.reason))
     customer.append(state.erase(command.reason))
-    tx.session.note_erasure(command.customer_id, now, working=working)
+    tx.session.note_erasure(command.customer_id, now)
     return True
 
 
@@ -108,8 +108,8 @@ def _end_runs(  # noqa: PLR0917 - what it works on
     subscription: Stream[Subscription, SubscriptionEvent],
     now: datetime,
     unreadable: set[str],
-) -> bool:
-    """End these runs, and give their places and units back; whether a worker held one of them."""
+) -> None:
+    """End these runs, and give their places and units back."""
     streams = tx.runs([(UUID(run_id), command.customer_id) for run_id in runs])
     held: list[str] = []
     units: dict[date, list[str]] = defaultdict(list)
@@ -129,4 +129,3 @@ def _end_runs(  # noqa: PLR0917 - what it works on
         subscription.append(subscription.must("No such customer.").release_slots(dict.fromkeys(held), now))
         for day, run_ids in units.items():
             subscription.append(subscription.must("").return_admissions(run_ids, day, now))
-    return bool(held)

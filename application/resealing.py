@@ -23,20 +23,34 @@ class Reseal(Command):
     customer_id: str
 
 
-def reseal(command: Reseal, secrets: Sequence[Sealed], platform: Platform, vault: Vault) -> int:
-    """Seal these secrets of one customer anew, in one transaction; how many were. The secrets stay what they are.
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How many secrets were sealed anew, and which could not be opened: their key is gone, or they were altered."""
 
-    Those that were given up meanwhile are passed over. Raises `KeyDestroyed` when one cannot be opened any more.
+    resealed: int
+    closed: Sequence[str]
+
+
+def reseal(command: Reseal, secrets: Sequence[Sealed], platform: Platform, vault: Vault) -> Done:
+    """Seal these secrets of one customer anew, in one transaction. The secrets stay what they are.
+
+    Those that were given up meanwhile are passed over, and those that cannot be opened hold up no others.
     """
     by = Opener(actor=command.by.actor, reason="reseal", request_id=command.by.request_id)
-    resealed = [_resealed(command.customer_id, secret, vault, by) for secret in secrets]
+    resealed: list[Resealed] = []
+    closed: list[str] = []
+    for secret in secrets:
+        try:
+            resealed.append(_resealed(command.customer_id, secret, vault, by))
+        except ValueError:
+            closed.append(secret.record_id)
 
-    def work(tx: Transaction) -> int:
+    def work(tx: Transaction) -> Done:
         tx.lock([command.customer_id])
         customer = tx.customer(command.customer_id)
         events = customer.must("No such customer.").reseal(resealed)
         customer.append(events)
-        return len(events)
+        return Done(len(events), closed)
 
     return platform.transact(command, work)
 

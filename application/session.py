@@ -152,11 +152,8 @@ class Session(Protocol):
     def unfinished_runs(self, customer_id: str, besides: Collection[str] = frozenset()) -> Sequence[str]:
         """All runs of this customer, `besides` these, that wait or run, as their rows say; by their ids."""
 
-    def note_erasure(self, customer_id: str, at: datetime, *, working: bool) -> None:
-        """Note, with the event that erases the customer, that what is kept beside the log has to go.
-
-        `working`: a worker was executing a run of it, and may not have heard yet.
-        """
+    def note_erasure(self, customer_id: str, at: datetime) -> None:
+        """Note, with the event that erases the customer, that what is kept beside the log has to go."""
 
     def lock_billing(self, stripe_customer_id: str) -> None:
         """Hold this customer of Stripe's, known or not, before all other locks and before its account is loaded."""

@@ -1,9 +1,11 @@
 """Webhook endpoints: where a customer's notifications are posted, and the secret that signs them."""
 
 import base64
+import re
 import secrets
+from ipaddress import IPv6Address
 from typing import Annotated, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
@@ -14,6 +16,7 @@ from domain.customer_events import WebhookEndpointAdded
 from domain.notification import POSTED, Kind
 
 _SECRET_BYTES: Final = 32
+_NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 
 
 def _address(url: str) -> str:
@@ -22,11 +25,21 @@ def _address(url: str) -> str:
         port = parts.port
     except ValueError:
         raise ValueError("must be an address such as https://hooks.example.com/convergence") from None
-    if not url.isascii() or parts.scheme not in {"https", "http"} or not parts.hostname or port == 0:
+    if not url.isascii() or parts.scheme not in {"https", "http"} or port == 0 or not _is_host(parts):
         raise ValueError("must be an address such as https://hooks.example.com/convergence")
     if parts.username is not None or parts.password is not None or parts.fragment or " " in url or "\\" in url:
         raise ValueError("must have no user, password, fragment or spaces")
     return url
+
+
+def _is_host(parts: SplitResult) -> bool:
+    host = parts.hostname or ""
+    if "[" not in parts.netloc:
+        return _NAME.fullmatch(host) is not None
+    try:
+        return IPv6Address(host).scope_id is None
+    except ValueError:
+        return False
 
 
 def _wanted(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:

@@ -33,6 +33,7 @@ _OF_CHECKOUTS: Final = frozenset(
     {Trouble.BAD_CUSTOMER_ID, Trouble.CUSTOMER_TAKEN, Trouble.NO_CONTACT, Trouble.OTHER_CHECKOUT}
 )
 _PLANS: Final = tuple(Plan)
+_GOOD: Final = frozenset({"trialing", "active"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,10 @@ class BillingAccount:
         solved = map(self._solved, sorted(self.problems))
         return (*solved, AccountClosed(stripe_customer_id=self.stripe_customer_id))
 
+    def taken_in(self) -> tuple[BillingEvent, ...]:
+        """Of an event that was noted: it was told again and is understood now, and nobody has to look at it."""
+        return tuple(map(self._solved, sorted(self.problems)))
+
     def stumble(self, problem: Trouble, subject: str) -> tuple[BillingEvent, ...]:
         """Have an operator look at something, once. What stands in the way of one checkout is one problem."""
         if self.closed or (problem, subject) in self.problems:
@@ -137,11 +142,14 @@ class BillingAccount:
         return ProblemSolved(account=self.stripe_customer_id, problem=problem[0], subject=problem[1])
 
     def _in_order(self) -> list[KnownSubscription]:
-        """The subscriptions, the one that counts first: one that lives, else one that ended, the newest of each."""
+        """The subscriptions, the one that counts first: one that is in order, one that lives, one that ended.
+
+        Of each kind the newest. Who pays for one keeps access, whatever became of another.
+        """
 
         def weight(known: KnownSubscription) -> tuple[int, datetime, str]:
             newest = known.newest
-            alive = 0 if newest.status in UNBEGUN else 1 if newest.status in ENDED else 2
+            alive = 0 if newest.status in UNBEGUN else 1 if newest.status in ENDED else 2 + (newest.status in _GOOD)
             return (alive, newest.began_at, newest.subscription_id)
 
         return sorted(self.subscriptions.values(), key=weight, reverse=True)

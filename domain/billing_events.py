@@ -102,7 +102,7 @@ class CheckoutReported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventNoted:
-    """An event of Stripe's that nothing follows from;."""
+    """An event of Stripe's that nothing follows from."""
 
     event_id: str
     said_at: datetime

@@ -54,9 +54,12 @@ def scheduled_run_id(config_id: str, slot: datetime) -> UUID:
     return uuid5(_RUN, f"{config_id}@{slot.astimezone(UTC).isoformat(timespec='seconds')}")
 
 
-def backfill_run_id(backfill_id: str, day: date) -> UUID:
-    """The run that fills in one day, however often its back-fill is asked for."""
-    return uuid5(_RUN, f"backfill:{backfill_id}@{day.isoformat()}")
+def backfill_run_id(customer: str, backfill_id: str, day: date) -> UUID:
+    """The run that fills in one day, however often its back-fill is asked for.
+
+    Another customer's back-fill of the same id is another one: nobody is told that there is one.
+    """
+    return uuid5(_RUN, f"backfill:{customer.lower()}:{backfill_id}@{day.isoformat()}")
 
 
 def onboarding_run_id(customer: str) -> UUID:

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from domain.envelope import Envelope
 from projections.project import changes_of
-from projections.rows import Change, RowWriter
+from projections.rows import Change, RowWriter, Scope
 
 PAGE: Final = 2_000
 """Events per batch: large enough that a statement's fixed cost is shared, small enough to stay in memory."""
@@ -143,14 +143,14 @@ def _handled(events: Sequence[Placed], handle: Handle) -> Iterator[Sequence[Plac
         yield events
 
 
-def rows_into(writer: RowWriter) -> Handle:
-    """The handler that writes the rows of events; a repeated page changes nothing."""
+def rows_into(writer: RowWriter, scopes: Collection[Scope] = tuple(Scope)) -> Handle:
+    """The handler that writes the rows of events, in tables of these scopes; a repeated page changes nothing."""
 
     def handle(events: Sequence[Placed]) -> None:
         changes: list[Change] = []
         for placed in events:
             try:
-                changes += changes_of(placed.event, placed.at)
+                changes += (c for c in changes_of(placed.event, placed.at) if c.row.table.scope in scopes)
             except _NO_ROWS as error:
                 raise NoRows from error
         writer.write(changes)

@@ -48,14 +48,15 @@ def _of(at: Envelope, kind: Kind, name: str, **about: str | int) -> Occasion:
 
 
 def _quota(at: Envelope, limit: Limit, period: str, used: int, allowed: int) -> Iterator[Occasion]:
-    """`period` is the UTC day or month, as `2025-11-17` or `2025-11`: each threshold is told once in it."""
+    """`period` is the UTC day or month, as `2025-11-17` or `2025-11`: each threshold of a limit is told once in it."""
     if used >= allowed:
         kind = Kind.QUOTA_100
     elif 100 * used >= _WARN_AT_PERCENT * allowed:
         kind = Kind.QUOTA_80
     else:
         return
-    yield _of(at, kind, f"{limit}/{period}", limit=limit.value, period=period, used=used, allowed=allowed)
+    # Who has been given another limit is told again when it comes near that one.
+    yield _of(at, kind, f"{limit}/{period}/{allowed}", limit=limit.value, period=period, used=used, allowed=allowed)
 
 
 def ends(event: object) -> bool:

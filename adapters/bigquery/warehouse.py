@@ -20,6 +20,8 @@ from projections.tables import CENTRAL, CUSTOMER
 
 EMULATED_WRITERS = 4
 """Tables written at the same time in an emulator, which does one thing after the other: the last one waits for all."""
+EMULATED_CUSTOMERS_WRITERS = 2
+"""Of customers' tables, so that the few central ones get the larger part of its time while both are written."""
 WRITERS = 16
 """At Google, where a statement takes a second or more, and statements on different tables do not hinder each other."""
 _OPENS = re.compile(r"\bBEGIN(\s+TRANSACTION)?\s*(;|$)", re.IGNORECASE)
@@ -41,6 +43,7 @@ class BigQueryWarehouse:
         location: str,
         *,
         writers: int = EMULATED_WRITERS,
+        customers_writers: int = EMULATED_CUSTOMERS_WRITERS,
         erased: Erased = nobody,
     ) -> None:
         self._client = client
@@ -49,14 +52,22 @@ class BigQueryWarehouse:
         self._location = location
         self._ensured: set[tuple[str, str]] = set()
         self._writers = ThreadPoolExecutor(writers, thread_name_prefix="warehouse")
+        self._customers_writers = ThreadPoolExecutor(customers_writers, thread_name_prefix="customers' tables")
         self._erased = erased
         self._changes = ChangeWriter(
-            client, project, central_dataset, self._writers, repair=self._repair, erased=erased
+            client,
+            project,
+            central_dataset,
+            self._writers,
+            customers_writers=self._customers_writers,
+            repair=self._repair,
+            erased=erased,
         )
 
     def close(self) -> None:
         """End the writers and close the connections."""
         self._writers.shutdown()
+        self._customers_writers.shutdown()
         self._client.close()  # type: ignore[no-untyped-call]
 
     def ensure_central(self) -> None:

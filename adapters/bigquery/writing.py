@@ -53,7 +53,9 @@ def _beyond_repair(_dataset: str, _table: Table, error: Exception, _again: Calla
 
 
 class ChangeWriter:
-    """Writes into the tables `{dataset}.{table}{suffix}` of one project. One thread calls it.
+    """Writes into the tables `{dataset}.{table}{suffix}` of one project. Threads that call it write different tables.
+
+    The tables of customers have writers of their own where the central ones are not to wait behind them.
 
     The dataset of a customer who was `erased` is not missed: what an earlier part of the log would write there is
     passed over.
@@ -66,6 +68,7 @@ class ChangeWriter:
         central_dataset: str,
         writers: ThreadPoolExecutor,
         *,
+        customers_writers: ThreadPoolExecutor | None = None,
         suffix: str = "",
         repair: Repair = _beyond_repair,
         erased: Erased = nobody,
@@ -74,6 +77,7 @@ class ChangeWriter:
         self._project = project
         self._central = central_dataset
         self._writers = writers
+        self._customers_writers = customers_writers or writers
         self._suffix = suffix
         self._repair = repair
         self._erased = erased
@@ -117,7 +121,10 @@ class ChangeWriter:
         if len(plan.writings) == 1:
             self._write(plan.writings[0], away)
             return
-        settle([self._writers.submit(self._write, writing, away) for writing in plan.writings])
+        settle([self._writers_of(writing).submit(self._write, writing, away) for writing in plan.writings])
+
+    def _writers_of(self, writing: Writing) -> ThreadPoolExecutor:
+        return self._writers if writing.dataset == self._central else self._customers_writers
 
     def _write(self, writing: Writing, away: threading.Event) -> None:
         """Write one table, unless BigQuery was already found to be `away`: the others then do not wait as well."""

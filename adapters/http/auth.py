@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
@@ -194,9 +195,13 @@ async def _admin(request: Request) -> Caller:
     return _caller(request, await identify(request))
 
 
-def _must_allow(identity: Identity, wanted: SecurityScopes) -> None:
-    missing = [scope for scope in wanted.scopes if not allows(identity.scopes, scope)]
-    if missing:
+def must_allow(identity: Identity, scopes: Sequence[str] | None) -> None:
+    """Raises `Forbidden` unless whoever it is may act, and with that key to that extent; None stands for everything."""
+    if identity.suspended:
+        raise Forbidden(SUSPENDED)
+    if scopes is None:
+        must_cover(identity.scopes, None)
+    elif missing := [scope for scope in scopes if not allows(identity.scopes, scope)]:
         raise Forbidden(f"This API key lacks the scope {' '.join(missing)}.")
 
 
@@ -205,9 +210,7 @@ async def _known(request: Request, wanted: SecurityScopes) -> Caller:
     if identity.kind == "nobody":
         raise unauthorized()
     request.state.customer_id = identity.customer_id
-    if identity.suspended:
-        raise Forbidden(SUSPENDED)
-    _must_allow(identity, wanted)
+    must_allow(identity, wanted.scopes)
     return _caller(request, identity)
 
 
@@ -221,9 +224,7 @@ async def _acting(request: Request, customer_id: str, wanted: SecurityScopes) ->
     elif identity.customer_id != customer_id:
         raise Forbidden(ELSEWHERE)
     request.state.customer_id = customer_id
-    if identity.suspended:
-        raise Forbidden(SUSPENDED)
-    _must_allow(identity, wanted)
+    must_allow(identity, wanted.scopes)
     by, once = _asked(request, identity)
     api = api_of(request)
     return Acting(identity, api.now(), by, once, customer_id, TenantReads(api.service.datastore, customer_id))
@@ -250,10 +251,8 @@ async def may_onboard(request: Request, customer_id: str) -> Caller:
         if identity.customer_id != customer_id:
             raise Forbidden(ELSEWHERE)
         request.state.customer_id = customer_id
-        if identity.suspended:
-            raise Forbidden(SUSPENDED)
         # It is given a key for everything.
-        must_cover(identity.scopes, None)
+        must_allow(identity, None)
     return _caller(request, identity)
 
 

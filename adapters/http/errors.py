@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 
 from application.mapper import UnreadableEvent
-from application.ports import Away, Full
+from application.ports import Away, Full, KeyDestroyed
 from application.session import Superseded
 from domain.refusals import Conflict, Forbidden, Invalid, Limit, NotFound, QuotaExceeded
 
@@ -43,6 +43,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     Away: 503,
     Superseded: 503,
     UnreadableEvent: 503,
+    KeyDestroyed: 503,
     PreconditionFailed: 412,
 }
 _SENTENCES: Final[Mapping[int, str]] = {
@@ -171,7 +172,7 @@ def answer(request: HTTPConnection, error: Exception, now: Clock) -> Response | 
 
 
 def _unavailable(request: HTTPConnection, error: Exception) -> Response:
-    if isinstance(error, UnreadableEvent):
+    if isinstance(error, UnreadableEvent | KeyDestroyed):
         headers = {"Retry-After": str(REPAIR_SECONDS)}
         return problem(request, 503, _UNREADABLE, kind="unreadable-event", headers=headers)
     return problem(request, 503, _away(request, error), headers={"Retry-After": str(RETRY_SECONDS)})

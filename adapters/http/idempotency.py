@@ -25,8 +25,9 @@ from starlette.responses import JSONResponse, Response
 
 from adapters.http import errors
 from adapters.http.api import Api, api_of
-from adapters.http.auth import identify
+from adapters.http.auth import API_KEY, Identity, identify, must_allow
 from adapters.http.limits import strict_json
+from adapters.http.required_scopes import required
 from adapters.postgres import requests
 from adapters.postgres.requests import Answer, InProgress, Mismatch, Replay
 from application.command import new_id
@@ -80,6 +81,9 @@ class Route(APIRoute):
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
         takes_body = self.body_field is not None
+        by_customer = any(given.dependency is API_KEY for given in self.dependencies)
+        scope = required(self)
+        scopes = None if scope is None else [scope]
 
         async def strict(request: Request) -> Response:
             request = _StrictRequest(request.scope, request.receive)
@@ -90,16 +94,19 @@ class Route(APIRoute):
             key = request.headers.get("idempotency-key")
             if request.method in _READING or key is None:
                 return await handle(request)
-            return await _once(request, key, handle)
+            if not _KEY.fullmatch(key):
+                raise HTTPException(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+            identity = await identify(request)
+            if by_customer and identity.kind == "customer":
+                # What one key did another of the same customer may repeat, but not learn of without the right to do it.
+                must_allow(identity, scopes)
+            return await _once(request, key, identity, handle)
 
         return strict
 
 
-async def _once(request: Request, key: str, handle: Handler) -> Response:
-    if not _KEY.fullmatch(key):
-        raise HTTPException(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
-    api = api_of(request)
-    caller = (await identify(request)).caller
+async def _once(request: Request, key: str, identity: Identity, handle: Handler) -> Response:
+    api, caller = api_of(request), identity.caller
     fingerprint = await _fingerprint(request)
     datastore = api.service.datastore
     request.state.command_id = Named(key, "command", caller, fingerprint).new_id()

@@ -12,6 +12,7 @@ from adapters.postgres.event_log import Datastore
 from adapters.postgres.key_uses import Use
 from adapters.postgres.reads.keys import Holder
 from application.ports import Away
+from application.session import Superseded
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +46,19 @@ class KeyUses:
             return
         try:
             key_uses.record(datastore, seen.values())
-        except Away as away:
-            logger.warning("uses of API keys are written later: %s", away)
+        except (Away, Superseded) as reason:
+            logger.warning("uses of API keys are written later: %s", reason)
             with self._lock:
                 for key_id, use in seen.items():
                     if len(self._seen) < self._kept:
                         self._seen.setdefault(key_id, use)
 
     def run(self, datastore: Datastore, stop: threading.Event, *, every_s: float = EVERY_S) -> None:
-        """Write until `stop` is set, and once more then."""
-        while not stop.wait(every_s):
-            self.flush(datastore)
-        self.flush(datastore)
+        """Write until `stop` is set, and once more then. Never raises: what cannot be written at all is let go."""
+        last = False
+        while not last:
+            last = stop.wait(every_s)
+            try:
+                self.flush(datastore)
+            except Exception:
+                logger.exception("uses of API keys are lost")

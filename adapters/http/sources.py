@@ -20,7 +20,7 @@ def source_of(request: HTTPConnection) -> str:
 def source(host: str) -> str:
     """What counts as one source with this address; a text that is none stands for itself."""
     try:
-        address: IPv4Address | IPv6Address = ip_address(host)
+        address: IPv4Address | IPv6Address = ip_address(_without_port(host))
     except ValueError:
         return host[:_LONGEST]
     if isinstance(address, IPv4Address):
@@ -28,3 +28,10 @@ def source(host: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return f"{IPv6Address(int(address) >> _HOST_BITS << _HOST_BITS)}/{128 - _HOST_BITS}"
+
+
+def _without_port(host: str) -> str:
+    """Some proxies name the port too: whoever connects anew is no other source."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0] if host.count(":") == 1 else host

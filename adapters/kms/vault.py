@@ -56,7 +56,10 @@ class DataKeyStore(Protocol):
     def add(
         self, customer_id: str, purpose: str, wrapped: Wrapped, name: bytes | None = None, *, personal: bool = False
     ) -> bytes:
-        """Store the key if none seals. The one that stands, durable when this returns: all callers get the same."""
+        """Store the key if none seals. The one that stands, durable when this returns: all callers get the same.
+
+        Raises `KeyDestroyed` for a customer who was erased.
+        """
 
     def replace(
         self,
@@ -121,7 +124,10 @@ class EnvelopeVault:
         self._forgotten = 0
 
     def prepare(self, customer_id: str) -> None:
-        """Make the customer's data keys if there are none. Idempotent, also for concurrent callers. May be `Away`."""
+        """Make the customer's data keys if there are none. Idempotent, also for concurrent callers. May be `Away`.
+
+        Raises `KeyDestroyed` for a customer who was erased, where the store knows who was.
+        """
         standing = {stored.purpose: stored.wrapped for stored in self._store.keys(customer_id) if not stored.retired}
         for group in DataKeyGroup:
             forgotten = self._forgotten

@@ -16,6 +16,7 @@ _UNICAST: Final = IPv6Network("2000::/3")
 """All that is assigned for global use. Mapped, compatible and translated (NAT64) addresses lie outside."""
 _CARRYING: Final = (IPv6Network("2001::/32"), IPv6Network("2002::/16"))
 """Teredo and 6to4: they carry an IPv4 address along, to which they may lead."""
+_MOST_TRIED: Final = 4
 _INSIDE: Final = (".localhost", ".local", ".internal")
 _ANYCAST_RELAY: Final = IPv4Network("192.88.99.0/24")
 
@@ -54,8 +55,8 @@ def resolve(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
-def checked(host: str, port: int, resolve: Resolve, allow: Allow) -> str:
-    """The address to connect to, which is not looked up again.
+def checked(host: str, port: int, resolve: Resolve, allow: Allow) -> Sequence[str]:
+    """The addresses to connect to, one after another, which are not looked up again.
 
     Raises `PrivateAddress` when any address of the host is not allowed: one that has both kinds is up to something.
     Raises `OSError` when it has none.
@@ -65,7 +66,7 @@ def checked(host: str, port: int, resolve: Resolve, allow: Allow) -> str:
         raise OSError("no address")
     if not all(allow(address) for address in found):
         raise PrivateAddress
-    return found[0]
+    return found[:_MOST_TRIED]
 
 
 def host_must_be_public(url: str, *, anywhere: bool) -> None:

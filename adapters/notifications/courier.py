@@ -32,6 +32,8 @@ class Courier(Protocol):
     """Whether it is that of mails."""
     at_once: int
     """How many deliveries it makes at the same time; to one endpoint one at a time."""
+    each: int
+    """How many of them may be one customer's, so that none of them keeps all others waiting."""
 
     def deliver(self, claimed: Claimed) -> None:
         """Returns once the receiver has taken it. Raises `Failed`, and `Away` when a backend of ours is away."""

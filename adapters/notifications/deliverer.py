@@ -4,6 +4,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -28,6 +29,8 @@ _AWAY_S: Final = 2.0
 _LONGEST_RETRY_AFTER: Final = timedelta(hours=24)
 _HOUSEKEEPING_S: Final = 600.0
 _JITTER: Final = 0.2
+_REST: Final = 4
+"""How many times as long as a failed attempt took its endpoint rests: it has a fifth of one thread at most."""
 
 Wait = Callable[[int], timedelta]
 
@@ -46,7 +49,8 @@ class Deliverer(threading.Thread):
     """Delivers for one courier until `stop` is set; any number of processes may do so at the same time.
 
     Each delivery is made at least once: one whose process dies is made again when its claim ends. A receiver that is
-    slow holds up its own deliveries, and no more of the others than the threads it occupies: one for each endpoint.
+    slow holds up its own deliveries, and no more of the others than the threads it occupies: one for each endpoint, a
+    quarter of all for each customer's. One that fails slowly rests for a while before anything else is posted there.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Deliverer(threading.Thread):
         *,
         lease: timedelta = LEASE,
         wait: Wait = jittered,
+        rest: float = _REST,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         super().__init__(name=f"deliver {'mail' if courier.mailed else 'webhooks'}")
@@ -65,9 +70,11 @@ class Deliverer(threading.Thread):
         self._stop_asked = stop
         self._lease = lease
         self._wait = wait
+        self._rest = rest
         self._now = now
         self._lock = threading.Lock()
-        self._in_hand: dict[str, int] = {}
+        self._in_hand: list[Claimed] = []
+        self._resting: dict[str, float] = {}
         self._housekeeping_at = 0.0
         self.wake = threading.Event()
 
@@ -78,10 +85,12 @@ class Deliverer(threading.Thread):
                 # Cleared before looking, so that what comes while we look wakes us again.
                 self.wake.clear()
                 try:
-                    self._keep_house()
                     while not self._stop_asked.is_set() and (claimed := self._next()) is not None:
-                        self._take(claimed.receiver)
+                        with self._lock:
+                            self._in_hand.append(claimed)
                         threads.submit(self._deliver, claimed)
+                    # Last, so that what fails here is not in the way of deliveries.
+                    self._keep_house()
                     self._sleep()
                 except Away as away:
                     logger.warning("deliveries wait: %s", away)
@@ -93,48 +102,52 @@ class Deliverer(threading.Thread):
     def _keep_house(self) -> None:
         if not self._courier.mailed or time.monotonic() < self._housekeeping_at:
             return
+        self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         add_expiring_keys(self._datastore, self._now())
         deliveries.purge(self._datastore, self._now())
-        self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
 
     def _next(self) -> Claimed | None:
         with self._lock:
-            if sum(self._in_hand.values()) >= self._courier.at_once:
+            if len(self._in_hand) >= self._courier.at_once:
                 return None
-            busy = [] if self._courier.mailed else list(self._in_hand)
-        return deliveries.claim(self._datastore, mailed=self._courier.mailed, busy=busy, lease=self._lease)
+            now = time.monotonic()
+            self._resting = {receiver: until for receiver, until in self._resting.items() if until > now}
+            busy = {*self._resting, *(claimed.receiver for claimed in self._in_hand)}
+            have = Counter(claimed.customer_id for claimed in self._in_hand)
+        full = [customer_id for customer_id, number in have.items() if number >= self._courier.each]
+        return deliveries.claim(self._datastore, mailed=self._courier.mailed, busy=busy, full=full, lease=self._lease)
 
-    def _take(self, receiver: str) -> None:
+    def _give_back(self, claimed: Claimed, rest_s: float) -> None:
         with self._lock:
-            self._in_hand[receiver] = self._in_hand.get(receiver, 0) + 1
-
-    def _give_back(self, receiver: str) -> None:
-        with self._lock:
-            self._in_hand[receiver] -= 1
-            if not self._in_hand[receiver]:
-                del self._in_hand[receiver]
+            self._in_hand.remove(claimed)
+            if rest_s:
+                self._resting[claimed.receiver] = time.monotonic() + rest_s
         self.wake.set()
 
     def _sleep(self) -> None:
-        due_in = deliveries.next_due(self._datastore)
+        due_in = deliveries.next_due(self._datastore, mailed=self._courier.mailed)
         if due_in is None:
             due_in = _LONGEST_SLEEP_S
-        # What is due and was not claimed is another courier's, or its endpoint is busy: that wakes us when it ends.
+        # What is due and was not claimed waits for its endpoint or customer, of whom one delivery's end wakes us.
         until = time.monotonic() + (min(due_in, _LONGEST_SLEEP_S) if due_in > 0 else _NAP_S)
         while (left := until - time.monotonic()) > 0 and not self._stop_asked.is_set():
             if self.wake.wait(min(left, _NAP_S)):
                 return
 
     def _deliver(self, claimed: Claimed) -> None:
+        begun, rest_s = time.monotonic(), 0.0
         try:
-            self._settle(claimed, *self._attempt(claimed))
+            outcome = self._attempt(claimed)
+            if outcome[0] in {DeliveryState.PENDING, DeliveryState.DEAD}:
+                rest_s = self._rest * (time.monotonic() - begun)
+            self._settle(claimed, *outcome)
         except Away as away:
             # The claim ends by itself, and the delivery is made again.
             logger.warning("what came of notification %s could not be stored: %s", claimed.notification_id, away)
         except Exception:
             logger.exception("what came of notification %s could not be stored", claimed.notification_id)
         finally:
-            self._give_back(claimed.receiver)
+            self._give_back(claimed, rest_s)
 
     def _attempt(self, claimed: Claimed) -> tuple[DeliveryState, str | None, timedelta | None]:
         """What an attempt comes to: the state, a sentence, and how long to wait before the next one."""

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 from psycopg import Connection
 from psycopg.rows import DictRow
+from psycopg.sql import SQL
 
 from adapters.notifications.outbox import MAIL
 from adapters.postgres.channels import NOTIFICATIONS
@@ -19,15 +20,41 @@ LEASE: Final = timedelta(minutes=2)
 """For how long one process has a delivery: longer than any attempt takes. After that another one repeats it."""
 
 # Who claims a delivery moves its instant to the end of the lease: nobody else finds it due until then.
-_CLAIM: Final = (
-    "WITH due AS MATERIALIZED (SELECT notification_id, receiver FROM notification_deliveries WHERE state = 'PENDING'"
-    "  AND due_at <= clock_timestamp() AND (receiver = %(mail)s) = %(mailed)s AND receiver <> ALL(%(busy)s)"
-    "  ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
+_TAKE: Final = SQL(
     " UPDATE notification_deliveries d SET attempts = d.attempts + 1, claim = %(claim)s,"
     " due_at = clock_timestamp() + %(lease)s FROM due JOIN notifications n USING (notification_id)"
     " WHERE d.notification_id = due.notification_id AND d.receiver = due.receiver"
     " RETURNING d.notification_id, d.receiver, d.customer_id, d.attempts, d.claim, n.kind, n.about, n.occurred_at"
 )
+_CLAIM_MAIL: Final = (
+    SQL(
+        "WITH due AS MATERIALIZED (SELECT notification_id, receiver FROM notification_deliveries"
+        "  WHERE state = 'PENDING' AND receiver = %(mail)s AND due_at <= statement_timestamp()"
+        "  AND customer_id <> ALL(%(full)s)"
+        "  ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
+    )
+    + _TAKE
+).as_bytes(None)
+# From endpoint to endpoint, whose oldest deliveries are compared: what one of them has heaped up is not read.
+_CLAIM_WEBHOOK: Final = (
+    SQL(
+        "WITH RECURSIVE waiting AS ("
+        "  SELECT min(receiver) AS receiver FROM notification_deliveries"
+        "   WHERE state = 'PENDING' AND receiver <> %(mail)s"
+        "  UNION ALL SELECT (SELECT min(d.receiver) FROM notification_deliveries d"
+        "   WHERE d.state = 'PENDING' AND d.receiver > w.receiver AND d.receiver <> %(mail)s)"
+        "  FROM waiting w WHERE w.receiver IS NOT NULL),"
+        " oldest AS MATERIALIZED (SELECT d.* FROM waiting w CROSS JOIN LATERAL ("
+        "  SELECT receiver, due_at, customer_id FROM notification_deliveries WHERE state = 'PENDING'"
+        "   AND receiver = w.receiver ORDER BY due_at LIMIT 1) d"
+        "  WHERE d.receiver <> ALL(%(busy)s) AND d.customer_id <> ALL(%(full)s) AND d.due_at <= statement_timestamp()),"
+        " due AS MATERIALIZED (SELECT d.* FROM (SELECT receiver FROM oldest ORDER BY due_at) o CROSS JOIN LATERAL ("
+        "  SELECT notification_id, receiver FROM notification_deliveries WHERE state = 'PENDING'"
+        "   AND receiver = o.receiver AND due_at <= statement_timestamp()"
+        "   ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED) d LIMIT 1)"
+    )
+    + _TAKE
+).as_bytes(None)
 _SETTLE: Final = (
     "UPDATE notification_deliveries SET state = %(state)s, last_error = %(error)s, claim = NULL,"
     " due_at = CASE WHEN %(wait)s::interval IS NULL THEN due_at ELSE clock_timestamp() + %(wait)s END,"
@@ -39,8 +66,9 @@ _REPLAY: Final = (
     " WHERE notification_id = %s AND state = 'DEAD'"
 )
 _PURGE: Final = (
-    "DELETE FROM notifications n WHERE created_at < %s AND NOT EXISTS (SELECT FROM notification_deliveries d"
-    " WHERE d.notification_id = n.notification_id AND d.state = 'PENDING')"
+    "DELETE FROM notifications WHERE notification_id IN (SELECT notification_id FROM notifications n"
+    " WHERE created_at < %s AND NOT EXISTS (SELECT FROM notification_deliveries d"
+    "  WHERE d.notification_id = n.notification_id AND d.state = 'PENDING') ORDER BY created_at LIMIT %s)"
 )
 
 
@@ -59,15 +87,21 @@ class Claimed:
 
 
 def claim(
-    datastore: Datastore, *, mailed: bool, busy: Collection[str] = (), lease: timedelta = LEASE
+    datastore: Datastore,
+    *,
+    mailed: bool,
+    busy: Collection[str] = (),
+    full: Collection[str] = (),
+    lease: timedelta = LEASE,
 ) -> Claimed | None:
     """Claim the delivery that has been due for longest, by mail or to an endpoint that is not `busy`; None if none is.
 
-    Of several claimants at the same moment each gets another one.
+    Those of customers that are `full` are left alone. Of several claimants at the same moment each gets another one.
+    How long it takes follows how many endpoints wait for something, not how much waits for each.
     """
-    values = {"claim": uuid4(), "lease": lease, "mail": MAIL, "mailed": mailed, "busy": list(busy)}
+    values = {"claim": uuid4(), "lease": lease, "mail": MAIL, "busy": list(busy), "full": list(full)}
     with datastore.reading() as cursor:
-        row = cursor.execute(_CLAIM, values, prepare=True).fetchone()
+        row = cursor.execute(_CLAIM_MAIL if mailed else _CLAIM_WEBHOOK, values, prepare=True).fetchone()
     return None if row is None else Claimed(**{**row, "kind": Kind(row["kind"])})
 
 
@@ -110,18 +144,19 @@ def replay(datastore: Datastore, notification_id: UUID) -> int:
     raise Conflict("No delivery of this notification was given up: there is nothing to replay.")
 
 
-def purge(datastore: Datastore, now: datetime) -> int:
-    """Delete what was told more than `KEPT_FOR` ago; how many notifications."""
+def purge(datastore: Datastore, now: datetime, *, most: int = 10_000) -> int:
+    """Delete what was told more than `KEPT_FOR` ago, at most so many notifications; how many they were."""
     with datastore.reading() as cursor:
-        return cursor.execute(_PURGE, (now - KEPT_FOR,)).rowcount
+        return cursor.execute(_PURGE, (now - KEPT_FOR, most)).rowcount
 
 
-def next_due(datastore: Datastore) -> float | None:
-    """In how many seconds the next delivery is due, negative when one is overdue; None if none waits."""
+def next_due(datastore: Datastore, *, mailed: bool) -> float | None:
+    """In how many seconds the next mail or webhook is due, negative when one is overdue; None if none waits."""
     with datastore.reading() as cursor:
         row = cursor.execute(
             "SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8 AS seconds"
-            " FROM notification_deliveries WHERE state = 'PENDING'",
+            " FROM notification_deliveries WHERE state = 'PENDING' AND (receiver = %s) = %s",
+            (MAIL, mailed),
             prepare=True,
         ).fetchone()
     return row["seconds"] if row else None

@@ -62,6 +62,7 @@ class Letters:
 
     mailed = True
     at_once = 4
+    each = 2
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -31,6 +32,7 @@ from domain.refusals import NotFound
 
 _GONE_STATUS: Final = 410
 _TIMEOUT_S: Final = 10.0
+_NO_ADDRESS: Final = "The endpoint's address is not one that can be posted to."
 _REMOVED: Final = "The endpoint was removed."
 _ENDPOINT: Final = (
     "SELECT url, encrypted_secret FROM customer_webhook_endpoints"
@@ -47,7 +49,7 @@ class Answer:
 
 
 class Poster:
-    """Posts to endpoints: each host is looked up once per attempt, checked, and connected to at that very address.
+    """Posts to endpoints: each host is looked up once per attempt, checked, and connected to at those very addresses.
 
     Redirects are not followed, proxies of the environment not used, bodies of answers not read. An attempt takes at
     most `timeout_s` once the host is looked up. `plain` lets it post without TLS; `tls` replaces the system's trusted
@@ -71,23 +73,29 @@ class Poster:
 
     def post(self, url: str, body: bytes, headers: dict[str, str]) -> Answer:
         """Raises `Failed` with a sentence, `PrivateAddress` where the host has one that is not allowed."""
-        asked = httpx.URL(url)
+        try:
+            asked = httpx.URL(url)
+        except httpx.InvalidURL:
+            raise Refused(_NO_ADDRESS) from None
         if asked.scheme != "https" and not self._plain:
             raise Refused("The endpoint's address does not begin with https.")
         port = asked.port or (443 if asked.scheme == "https" else 80)
         try:
-            address = checked(asked.raw_host.decode(), port, self._resolve, self._allow)
+            addresses = checked(asked.raw_host.decode(), port, self._resolve, self._allow)
         except OSError:
             raise Failed("The endpoint's host is not known.") from None
+        except UnicodeError:
+            # The resolver's word for a label that is empty or too long; it quotes the host.
+            raise Refused(_NO_ADDRESS) from None
         try:
-            return asyncio.run(self._post(asked, address, body, headers))
+            return asyncio.run(self._post(asked, addresses, body, headers))
         except (TimeoutError, httpx.TimeoutException):
             raise Failed(f"The endpoint did not answer within {self._timeout_s:g} s.") from None
         except httpx.HTTPError as error:
             # Its words may quote the address, which is a key itself more often than not.
             raise Failed(f"The endpoint could not be reached ({type(error).__name__}).") from None
 
-    async def _post(self, asked: httpx.URL, address: str, body: bytes, headers: dict[str, str]) -> Answer:
+    async def _post(self, asked: httpx.URL, addresses: Sequence[str], body: bytes, headers: dict[str, str]) -> Answer:
         sent = {"host": asked.netloc.decode("ascii"), "content-type": "application/json", **headers}
         named = {"sni_hostname": asked.raw_host.decode("ascii")}
         async with (
@@ -95,11 +103,18 @@ class Poster:
             httpx.AsyncClient(
                 verify=self._tls, trust_env=False, follow_redirects=False, timeout=self._timeout_s
             ) as client,
-            client.stream(
-                "POST", asked.copy_with(host=address), content=body, headers=sent, extensions=named
-            ) as response,
         ):
-            return Answer(response.status_code, response.headers.get("retry-after"))
+            *others, last = [asked.copy_with(host=address) for address in addresses]
+            for url in others:
+                # Who was not reached has not got anything yet.
+                with suppress(httpx.ConnectError):
+                    return await _answer(client, url, content=body, headers=sent, extensions=named)
+            return await _answer(client, last, content=body, headers=sent, extensions=named)
+
+
+async def _answer(client: httpx.AsyncClient, url: httpx.URL, **request: Any) -> Answer:  # noqa: ANN401 - the library's
+    async with client.stream("POST", url, **request) as response:
+        return Answer(response.status_code, response.headers.get("retry-after"))
 
 
 class Webhooks:
@@ -107,6 +122,7 @@ class Webhooks:
 
     mailed = False
     at_once = 16
+    each = 4
 
     def __init__(self, service: Service, poster: Poster | None = None, now: Callable[[], datetime] = utc_now) -> None:
         anywhere = service.settings.webhook_private_addresses
@@ -183,6 +199,6 @@ def retry_after(value: str | None, now: datetime) -> timedelta | None:
         return timedelta(seconds=min(int(value[:9]), 10**8))
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(timedelta(), (at if at.tzinfo else at.replace(tzinfo=UTC)) - now)

@@ -8,7 +8,8 @@ from typing import Final
 from adapters.postgres.event_log import Datastore
 
 # The generic cell rate algorithm (ITU-T I.371): one instant per bucket, at which all its tokens are back.
-# In the order of the buckets, so that two statements never wait for each other.
+# In the order of the buckets, so that two statements never wait for each other. No bucket owes more than all it holds:
+# where the database's clock was set back, nobody waits until it has caught up.
 _TAKE: Final = (
     "INSERT INTO allowances AS a (bucket, full_at, spacing_s, burst, wanted, granted)"
     " SELECT w.bucket, clock_timestamp() + make_interval(secs => least(w.wanted, w.burst) * w.spacing_s),"
@@ -18,7 +19,9 @@ _TAKE: Final = (
     " ON CONFLICT (bucket) DO UPDATE SET spacing_s = excluded.spacing_s, burst = excluded.burst,"
     "  wanted = excluded.wanted, (granted, full_at) = ("
     "   SELECT g.tokens, t.since + make_interval(secs => g.tokens * excluded.spacing_s)"
-    "   FROM (SELECT clock_timestamp() AS now) c, LATERAL (SELECT greatest(a.full_at, c.now) AS since) t,"
+    "   FROM (SELECT clock_timestamp() AS now) c, LATERAL (SELECT"
+    "    least(greatest(a.full_at, c.now), c.now + make_interval(secs => excluded.burst * excluded.spacing_s))"
+    "    AS since) t,"
     "   LATERAL (SELECT greatest(0, least(excluded.wanted, floor(excluded.burst + 1e-6"
     "    - extract(epoch FROM t.since - c.now) / excluded.spacing_s)))::int AS tokens) g)"
     " RETURNING a.bucket, a.granted, greatest(0, extract(epoch FROM a.full_at - clock_timestamp()))::float8 AS owed_s"

@@ -8,7 +8,7 @@ from psycopg import Cursor
 from adapters.kms.vault import StoredKey
 from adapters.postgres.channels import DATA_KEYS
 from adapters.postgres.event_log import Datastore
-from application.ports import Wrapped
+from application.ports import KeyDestroyed, Wrapped
 
 _CONNECTIONS: Final = 2
 
@@ -22,7 +22,10 @@ _ALL: Final = (
 _CURRENT: Final = "SELECT wrapped FROM data_keys WHERE customer_id = lower(%s) AND purpose = %s AND retired_at IS NULL"
 _ADD: Final = (
     "INSERT INTO data_keys (customer_id, purpose, wrapped, version, name, seals_personal)"
-    " VALUES (lower(%s), %s, %s, %s, %s, %s) ON CONFLICT (customer_id, purpose) WHERE retired_at IS NULL DO NOTHING"
+    " SELECT lower(%(customer)s), %(purpose)s, %(wrapped)s, %(version)s, %(name)s, %(personal)s"
+    # An erasure is noted before its keys are deleted, so that none is made that would not be.
+    " WHERE NOT EXISTS (SELECT FROM erasures WHERE lower(customer_id) = lower(%(customer)s))"
+    " ON CONFLICT (customer_id, purpose) WHERE retired_at IS NULL DO NOTHING"
 )
 _RETIRE: Final = (
     "UPDATE data_keys SET retired_at = clock_timestamp()"
@@ -68,13 +71,16 @@ class PostgresDataKeys:
     def add(
         self, customer_id: str, purpose: str, wrapped: Wrapped, name: bytes | None = None, *, personal: bool = False
     ) -> bytes:
-        """Store it if none seals; returns the one that stands, so that concurrent callers agree."""
+        """Store it if none seals; returns the one that stands, so that concurrent callers agree.
+
+        Raises `KeyDestroyed` for a customer who was erased.
+        """
         with self.datastore.transaction_cursor() as cursor:
             cursor.execute(_LOCK, (_LOCK_CLASS, customer_id))
-            cursor.execute(_ADD, (customer_id, purpose, bytes(wrapped), wrapped.version, name, personal))
+            cursor.execute(_ADD, _made(customer_id, purpose, wrapped, name, personal=personal))
         standing = self.get(customer_id, purpose)
         if standing is None:
-            raise LookupError("The data key was destroyed while it was made.")
+            raise KeyDestroyed("The customer's data keys were destroyed while one was made.")
         return standing
 
     def replace(
@@ -99,7 +105,7 @@ class PostgresDataKeys:
             if cursor.execute(_ALL, (customer_id,)).fetchone() is None:
                 return False
             cursor.execute(_RETIRE, (customer_id, purpose))
-            cursor.execute(_ADD, (customer_id, purpose, bytes(wrapped), wrapped.version, name, personal))
+            cursor.execute(_ADD, _made(customer_id, purpose, wrapped, name, personal=personal))
             tell(cursor, customer_id)
         return True
 
@@ -110,6 +116,17 @@ class PostgresDataKeys:
             cursor.execute(_LOCK, (_LOCK_CLASS, customer_id))
             cursor.execute("DELETE FROM data_keys WHERE customer_id = lower(%s)", (customer_id,))
             tell(cursor, customer_id)
+
+
+def _made(customer_id: str, purpose: str, wrapped: Wrapped, name: bytes | None, *, personal: bool) -> dict[str, Any]:
+    return {
+        "customer": customer_id,
+        "purpose": purpose,
+        "wrapped": bytes(wrapped),
+        "version": wrapped.version,
+        "name": name,
+        "personal": personal,
+    }
 
 
 def tell(cursor: Cursor[Any], customer_id: str) -> None:

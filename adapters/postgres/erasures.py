@@ -1,10 +1,11 @@
 """Customers that were erased: the note of what is still to be done, and what the log says."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 from eventsourcing.persistence import StoredEvent
 from psycopg import Connection, Cursor
@@ -19,25 +20,34 @@ from projections.tables import CENTRAL
 
 LAST_WRITES_S: Final = 60.0
 """How long a worker that executed a run of the customer may go on before it hears: as long as a lease."""
-_APART: Final = frozenset({*APPEND_ONLY, "data_keys", "erasures", *(table.name for table in CENTRAL)})
-"""Tables with whose rows something else happens: the log stays, keys are the vault's, projected rows follow events."""
+_APART: Final = frozenset(
+    {*APPEND_ONLY, "data_keys", "erasures", "bigquery_grants", *(table.name for table in CENTRAL)}
+)
+"""Tables with whose rows something else happens: the log stays, keys are the vault's, projected rows follow events.
+
+What BigQuery was told of readers is what it has to be told to forget.
+"""
 
 _NOTE: Final = (
     "INSERT INTO erasures (customer_id, erased_at, quiet_at) VALUES (%s, %s, %s + make_interval(secs => %s))"
     " ON CONFLICT DO NOTHING"
 )
+# A run that was cancelled or taken over a moment ago may still be executed as one that runs may.
+_WORKING: Final = (
+    "SELECT EXISTS (SELECT FROM scheduled_pipeline_runs WHERE customer_id = %(id)s AND actual_start_time IS NOT NULL"
+    " AND state <> 'COMPLETED' AND (state = 'RUNNING' OR updated_at > %(at)s - make_interval(secs => %(seconds)s)))"
+    " AS working"
+)
 _COLUMNS: Final = "customer_id, erased_at, quiet_at, done, problem, completed_at"
 _UNFINISHED: Final = f"SELECT {_COLUMNS} FROM erasures WHERE completed_at IS NULL ORDER BY erased_at"  # noqa: S608 - columns
-_KEYED: Final = (
-    f"SELECT {_COLUMNS} FROM erasures e WHERE completed_at IS NOT NULL"  # noqa: S608 - columns
-    " AND EXISTS (SELECT FROM data_keys d WHERE d.customer_id = lower(e.customer_id))"
-)
 _TRIED: Final = (
     "UPDATE erasures SET tried_at = clock_timestamp(), problem = %s, completed_at = CASE WHEN done ?& %s::text[]"  # noqa: S608 - columns
     f" THEN coalesce(completed_at, clock_timestamp()) END WHERE customer_id = %s RETURNING {_COLUMNS}"
 )
+# It is the last event: a customer's stream may be long.
 _ERASED: Final = (
-    "SELECT EXISTS (SELECT FROM stored_events WHERE originator_id = %s AND topic LIKE 'customer.erased@%%') AS erased"
+    "SELECT topic LIKE 'customer.erased@%%' AS erased FROM stored_events WHERE originator_id = %s"
+    " ORDER BY originator_version DESC LIMIT 1"
 )
 _PAST: Final = (
     "SELECT f.originator_id, f.topic, f.state, f.customer_id FROM stored_events f"
@@ -49,10 +59,10 @@ _BESIDE: Final = (
     " USING (table_schema, table_name) WHERE c.table_schema = current_schema() AND c.column_name = 'customer_id'"
     " AND t.table_type = 'BASE TABLE' ORDER BY 1"
 )
-# Whoever's answer it is, an operator's too: it says something of the customer.
+# An operator's answers too, where they name the customer as a whole word. Those of other customers do not.
 _ANSWERS: Final = (
-    "DELETE FROM idempotent_requests WHERE caller = 'customer:' || %(id)s"
-    " OR position(convert_to(%(id)s, 'UTF8') IN body) > 0 OR position(%(id)s IN headers::text) > 0"
+    "DELETE FROM idempotent_requests WHERE caller = 'customer:' || %(id)s OR (caller NOT LIKE 'customer:%%'"
+    " AND (encode(body, 'escape') ~ %(named)s OR headers::text ~ %(named)s))"
 )
 
 
@@ -69,21 +79,16 @@ class Erasure:
     completed_at: datetime | None
 
 
-def note(cursor: Cursor[Any], customer_id: str, at: datetime, *, working: bool) -> None:
-    """Note an erasure in the transaction that stores its event."""
-    cursor.execute(_NOTE, (customer_id, at, at, LAST_WRITES_S if working else 0.0))
+def note(cursor: Cursor[DictRow], customer_id: str, at: datetime) -> None:
+    """Note an erasure in the transaction that stores its event, before that one removes the rows."""
+    row = cursor.execute(_WORKING, {"id": customer_id, "at": at, "seconds": LAST_WRITES_S}).fetchone()
+    cursor.execute(_NOTE, (customer_id, at, at, LAST_WRITES_S if row and row["working"] else 0.0))
 
 
 def unfinished(datastore: Datastore) -> list[Erasure]:
     """What was begun and not completed, the oldest first."""
     with datastore.reading() as cursor:
         return [Erasure(**row) for row in cursor.execute(_UNFINISHED).fetchall()]
-
-
-def keyed(datastore: Datastore) -> list[Erasure]:
-    """What was completed, and of whom there is a data key again: one that was in the making at that moment."""
-    with datastore.reading() as cursor:
-        return [Erasure(**row) for row in cursor.execute(_KEYED).fetchall()]
 
 
 def find(datastore: Datastore, customer_id: str) -> Erasure | None:
@@ -133,7 +138,7 @@ def remove_records(datastore: Datastore, customer_id: str) -> None:
             cursor.execute(SQL("DELETE FROM {} WHERE customer_id = %s").format(Identifier(table)), (customer_id,))
         streams = [customer_stream(customer_id), subscription_stream(customer_id)]
         cursor.execute("DELETE FROM snapshots WHERE stream_id = ANY(%s)", (streams,))
-        cursor.execute(_ANSWERS, {"id": customer_id})
+        cursor.execute(_ANSWERS, {"id": customer_id, "named": rf"\m{re.escape(customer_id)}\M"})
 
 
 def reborn(connection: Connection[DictRow] | Cursor[DictRow], erased: Mapping[str, datetime]) -> Iterator[str]:

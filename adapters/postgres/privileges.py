@@ -22,6 +22,8 @@ TENANTS_EVENTS: Final = "stored_events"
 """Customers' events lie among all others': they are told apart by the same column as rows are."""
 TENANTS_BESIDE: Final = ("notifications", "notification_deliveries", "bigquery_grants")
 """Tables of customers that no projection makes anew."""
+OWN_ROWS: Final = "own_rows"
+"""The policy that leaves the tenants' role a customer's rows."""
 APPEND_ONLY: Final = ("stored_events", "log_seals", "decryptions")
 """Tables whose rows stay as they are."""
 
@@ -34,11 +36,20 @@ _MAY_BIND: Final = (
     " AND to_regclass('customer_profiles') IS NOT NULL"
     " AND has_table_privilege(oid, to_regclass('customer_profiles'), 'SELECT')) AS may"
 )
+_UNBOUND: Final = (
+    "SELECT c.relname AS name FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'customer_id'"
+    " JOIN pg_roles r ON r.rolname = %(tenant)s"
+    " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT a.attisdropped"
+    " AND has_table_privilege(r.oid, c.oid, 'SELECT') AND NOT (c.relrowsecurity AND EXISTS ("
+    "  SELECT FROM pg_policy WHERE polrelid = c.oid AND NOT polpermissive AND polcmd = 'r'"
+    "  AND polroles = ARRAY[r.oid] AND pg_get_expr(polqual, polrelid)"
+    "   = '(customer_id = current_setting(''convergence.customer_id''::text, true))')) ORDER BY 1"
+)
 # The one lets every role read what it was granted; the other leaves the tenants' role none but the customer's rows.
 _POLICIES: Final = {
     "readable": "CREATE POLICY readable ON {table} USING (true)",
-    "own_rows": (
-        "CREATE POLICY own_rows ON {table} AS RESTRICTIVE FOR SELECT TO {tenant}"
+    OWN_ROWS: (
+        f"CREATE POLICY {OWN_ROWS} ON {{table}} AS RESTRICTIVE FOR SELECT TO {{tenant}}"
         " USING (customer_id = current_setting('convergence.customer_id', true))"
     ),
 }
@@ -154,6 +165,11 @@ def may_bind(connection: Connection[Any]) -> bool:
     """Whether statements of this connection can be bound to a customer's rows: whether `migrate` has seen to it."""
     row = connection.execute(_MAY_BIND, (TENANT, _right_to_take(connection))).fetchone()
     return bool(row and row["may"])
+
+
+def unbound(connection: Connection[Any]) -> list[str]:
+    """Tables with customers' rows that the tenants' role may read without being bound to a customer."""
+    return [row["name"] for row in connection.execute(_UNBOUND, {"tenant": TENANT}).fetchall()]
 
 
 def _make_tenant(connection: Connection[Any]) -> None:

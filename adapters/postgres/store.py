@@ -255,8 +255,8 @@ class PostgresSession(Session):
     def unfinished_runs(self, customer_id: str, besides: Collection[str] = frozenset()) -> Sequence[str]:
         return [row["run_id"] for row in self._rows(_UNFINISHED, (customer_id, list(besides)))]
 
-    def note_erasure(self, customer_id: str, at: datetime, *, working: bool) -> None:
-        erasures.note(self._cursor, customer_id, at, working=working)
+    def note_erasure(self, customer_id: str, at: datetime) -> None:
+        erasures.note(self._cursor, customer_id, at)
 
     def lock_billing(self, stripe_customer_id: str) -> None:
         billing.lock(self._cursor, stripe_customer_id)

@@ -6,10 +6,10 @@ What moved between versions is looked for in each of its places: a subscription'
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from adapters.stripe.signature import NotAnEvent
 from application.billing import Contact
@@ -51,6 +51,8 @@ def _id_of(given: Any) -> Any:  # noqa: ANN401 - what Stripe sent
 
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$"), BeforeValidator(_id_of)]
 Kind = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_.]{1,100}$")]
+# What could not be compared with our instants, or not be added to, must not come into the log.
+Instant = Annotated[AwareDatetime, Field(ge=datetime(2000, 1, 1, tzinfo=UTC), lt=datetime(2200, 1, 1, tzinfo=UTC))]
 
 
 class _Shape(BaseModel):
@@ -66,15 +68,15 @@ class _Data(_Shape):
 class _Event(_Shape):
     id: Id
     type: Kind
-    created: datetime
+    created: Instant
     livemode: bool
     data: _Data
 
 
 class _Item(_Shape):
     price: Id
-    current_period_start: datetime | None = None
-    current_period_end: datetime | None = None
+    current_period_start: Instant | None = None
+    current_period_end: Instant | None = None
 
 
 class _Items(_Shape):
@@ -89,14 +91,14 @@ class _Subscription(_Shape):
     id: Id
     customer: Id
     status: Kind
-    created: datetime
+    created: Instant
     items: _Items
-    cancel_at: datetime | None = None
+    cancel_at: Instant | None = None
     cancel_at_period_end: bool = False
-    ended_at: datetime | None = None
+    ended_at: Instant | None = None
     cancellation_details: _Cancellation | None = None
-    current_period_start: datetime | None = None
-    current_period_end: datetime | None = None
+    current_period_start: Instant | None = None
+    current_period_end: Instant | None = None
 
 
 class _SubscriptionDetails(_Shape):

@@ -159,6 +159,29 @@ class TestDataKeys:
         assert (done.renewed, done.resealed, done.waiting) == (0, 2, 0)
         assert opened(service, acme) == before
 
+    @pytest.mark.parametrize(
+        ("damage", "others"),
+        [
+            pytest.param(
+                "UPDATE customer_cloud_credentials SET encrypted_credentials = encrypted_credentials || '\\x00'::bytea"
+                " WHERE credential_name = 'damaged'",
+                2,
+                id="a secret",
+            ),
+            pytest.param("UPDATE stored_events SET topic = 'unheard.of@1' WHERE notification_id = 1", 0, id="an event"),
+        ],
+    )
+    def test_what_is_damaged_holds_up_no_others(self, acme, service, damage, others):
+        """Neither other customers nor, where it can be told apart, the customer's other secrets."""
+        add_credential(acme, credential_name="damaged")
+        add_credential(acme)
+        acme.onboard("zeta")
+        acme.tamper(damage)
+        done = rotated(service, acme, destroy_after=NOW)
+        assert (done.resealed, done.passed_over) == (1 + others, ("acme",))
+        waiting = {row["customer_id"] for row in keys_of(acme, seals_personal=False) if row["retired_at"]}
+        assert waiting == {"acme"}
+
     def test_only_those_that_are_old_enough_or_of_one_customer(self, acme, service):
         acme.onboard("other")
         acme.execute("UPDATE data_keys SET created_at = created_at - interval '100 days' WHERE customer_id = 'acme'")

@@ -186,20 +186,53 @@ def test_a_key_that_is_missing_of_anybody_else_is_a_fault(erased):
 
 def test_what_is_kept_beside_the_log_goes(erased):
     erased.execute("INSERT INTO key_reveals VALUES ('h', 'acme', 'k', now()), ('i', 'other', 'k', now())")
-    bodies = {"one": b'{"company_name": "Kanarienvogel", "customer_id": "acme"}', "two": b'{"customer_id": "other"}'}
-    for key, body in bodies.items():
-        erased.execute(
-            "INSERT INTO idempotent_requests (caller, key, fingerprint, body) VALUES ('admin', %s, 'f', %s)", key, body
-        )
+    answers = {
+        "goes": ("admin", b'{"company_name": "Kanarienvogel", "customer_id": "acme"}'),
+        "goes too": ("customer:acme", None),
+        "of others": ("admin", b'{"customer_id": "acme_corp", "url": "https://other.example/acme2"}'),
+        # Nobody else's request is done twice because a word of it was somebody's id.
+        "another's": ("customer:other", b'{"detail": "acme"}'),
+    }
+    for key, (caller, body) in answers.items():
+        insert = "INSERT INTO idempotent_requests (caller, key, fingerprint, body) VALUES (%s, %s, 'f', %s)"
+        erased.execute(insert, caller, key, body)
+    erased.execute(
+        "INSERT INTO idempotent_requests (caller, key, fingerprint, headers)"
+        """ VALUES ('anyone', 'by its address', 'f', '{"Location": "/api/v1/customers/acme/runs"}')"""
+    )
     erasures.remove_records(erased.datastore, "acme")
     assert erased.scalar("SELECT array_agg(customer_id) FROM key_reveals") == ["other"]
-    assert erased.scalar("SELECT array_agg(key) FROM idempotent_requests") == ["two"]
+    left = erased.scalar("SELECT array_agg(key) FROM idempotent_requests")
+    assert sorted(left) == ["another's", "of others"]
+
+
+def quiet_s(world):
+    return world.scalar("SELECT extract(epoch FROM quiet_at - erased_at)::int FROM erasures")
+
+
+def test_a_worker_that_may_not_have_heard_is_waited_for(acme):
+    """Also one whose run was ended in an earlier part of the erasure; not one that has reported."""
+    acme.limits(max_pipelines_per_day=100)
+    for _ in range(4):
+        acme.request()
+    acme.claim(limit=1)
+    erase(acme, at_once=1)
+    assert quiet_s(acme) == erasures.LAST_WRITES_S
+
+
+def test_nobody_is_waited_for_who_has_reported(acme):
+    acme.request()
+    acme.report(acme.claim(), report=RunReport(succeeded=True, rows=1))
+    acme.request()
+    erase(acme)
+    assert quiet_s(acme) == 0
 
 
 def test_every_table_beside_the_log_is_decided_about(world):
     """A new one either says by a column whose its rows are, and loses them with the customer, or is listed here."""
     nobodys = {"allowances", "checkpoints", "commands_done", "log_seals", "processes", "rebuilds", "schema_migrations"}
-    otherwise = {"idempotent_requests", "snapshots"}
+    # What BigQuery was told is kept until it was told to forget it.
+    otherwise = {"bigquery_grants", "idempotent_requests", "snapshots"}
     # The log stays, and who opened secrets is a part of it; keys are destroyed by the vault.
     kept = {"stored_events", "data_keys", "erasures", "decryptions"}
     with world.datastore.reading() as cursor:

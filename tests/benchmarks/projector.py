@@ -20,7 +20,7 @@ from adapters.embedded.bigquery import EmbeddedBigQuery
 from adapters.embedded.child import free_port
 from adapters.postgres.schema import migrate
 from adapters.process import settle
-from adapters.projector import Follower, into_warehouse
+from adapters.projector import warehouse_follower, warehouse_tables
 from adapters.settings import Settings
 from domain.projection import WAREHOUSE
 from projections.fold import Folded
@@ -85,19 +85,25 @@ def behind(server: str, runs: int, customers: int) -> dict[str, float]:
 
 
 def lag(server: str, runs: int, customers: int) -> dict[str, float]:
-    """How long after they are appended events are in BigQuery, while worker processes work off so many runs."""
+    """How long after they are appended events are in BigQuery, while worker processes work off so many runs.
+
+    In the central tables, and in all of them: those of customers come after.
+    """
     with with_bigquery(server) as (service, emulator):
         for number in range(customers):
             service.warehouse.ensure_customer(f"bench_{number}")
         stop, done = threading.Event(), threading.Event()
-        follower = Follower(service, WAREHOUSE, into_warehouse(service), stop, most=MOST)
+        tables = warehouse_tables(service)
+        follower = warehouse_follower(service, tables, stop)
         follower.start()
-        seen: list[tuple[float, int, int]] = []
+        seen: list[tuple[float, int, int, int]] = []
 
         def look() -> None:
             while not done.wait(_LOOK_S):
                 follower.wake.set()
-                seen.append((time.monotonic(), service.log.end(), service.checkpoints.position(WAREHOUSE)))
+                tables.wake.set()
+                handled, central = service.checkpoints.position(WAREHOUSE), tables.position(WAREHOUSE)
+                seen.append((time.monotonic(), service.log.end(), handled, max(central, handled)))
 
         looking = threading.Thread(target=look)
         looking.start()
@@ -111,7 +117,9 @@ def lag(server: str, runs: int, customers: int) -> dict[str, float]:
         looking.join()
         stop.set()
         follower.join()
-        return {**_lags(seen), "emulator_cpu_share": busy}
+        ahead = _lags([(at, end, central) for at, end, _, central in seen])
+        whole = _lags([(at, end, handled) for at, end, handled, _ in seen])
+        return {**whole, **{f"central_{name}": ahead[name] for name in ("p50_s", "p99_s")}, "emulator_cpu_share": busy}
 
 
 def _lags(seen: Sequence[tuple[float, int, int]]) -> dict[str, float]:

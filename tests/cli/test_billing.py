@@ -1,17 +1,12 @@
 """`convergence billing`: who pays, how that stands, and what waits for an operator."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.application.payer import Payer
 from tests.application.world import World, migrated
-
-CONVERGENCE = str(Path(sys.executable).with_name("convergence"))
+from tests.cli.preloaded import convergence
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +18,7 @@ def test_what_it_shows(database_url, tmp_path):
     def billing(*arguments):
         prices = {"STRIPE_PRICES": '{"price_p": "PROFESSIONAL"}'}
         where = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / "var")}
-        env = {"PATH": os.defpath, "COLUMNS": "120", **where, **prices}
-        return subprocess.run(
-            [CONVERGENCE, "billing", *arguments], env=env, capture_output=True, text=True, check=False
-        )
+        return convergence("billing", *arguments, **where, **prices)
 
     with World(database_url, tmp_path / "var" / "keys" / "wrapping.key") as world:
         payer = Payer(world)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.application.world import migrated
-from tests.cli.test_export import sentence, type_in
+from tests.cli.one_process import type_in_turn
 from tests.faults.archives import lived_in
 
 
@@ -26,20 +26,24 @@ def test_nobody_is_erased_by_a_slip(acme, tmp_path):
         "--confirm acme: is needed where nobody can be asked.": ["acme", "--reason", "x"],
         "That is not its id: nothing was erased.": ["acme", "--reason", "x", "--confirm", "ACME"],
     }
-    for said, arguments in refused.items():
-        assert sentence(type_in(tmp_path, acme.dsn, "erase", *arguments), 2) == said
+    told = type_in_turn(tmp_path / "var", acme.dsn, *(["erase", *arguments] for arguments in refused.values()))
+    assert [(t.status, t.err.strip()) for t in told] == [(2, said) for said in refused]
     assert "Erased" not in acme.kinds()
 
 
 def test_out_with_it_and_how_far_that_is(acme, tmp_path):
-    known = type_in(tmp_path, acme.dsn, "export", str(tmp_path / "out"), "--customer", "acme", "--readable", "--json")
-    assert json.loads(known.stdout)["lines"]["customer_profiles.jsonl"] == 1
+    known, erased, status = type_in_turn(
+        tmp_path / "var",
+        acme.dsn,
+        ["export", str(tmp_path / "out"), "--customer", "acme", "--readable", "--json"],
+        ["erase", "acme", "--reason", "asked to", "--confirm", "acme", "--wait", "0"],
+        ["erase", "acme", "--status", "--json"],
+    )
+    assert json.loads(known.out)["lines"]["customer_profiles.jsonl"] == 1
     assert "ACME Corporation" in (tmp_path / "out" / "customer_profiles.jsonl").read_text()
-    command = ["erase", "acme", "--reason", "asked to", "--confirm", "acme", "--wait", "0"]
-    erased = type_in(tmp_path, acme.dsn, *command)
-    assert erased.returncode == 0, erased.stderr
-    assert erased.stdout.startswith("acme was erased at ")
+    assert erased.status == 0, erased.err
+    assert erased.out.startswith("acme was erased at ")
     assert acme.kinds().count("Erased") == 1
-    status = json.loads(type_in(tmp_path, acme.dsn, "erase", "acme", "--status", "--json").stdout)
-    assert status["complete"] is False
-    assert status["steps"]["data_keys"]
+    found = json.loads(status.out)
+    assert found["complete"] is False
+    assert found["steps"]["data_keys"]

@@ -1,9 +1,6 @@
 """`convergence keys`: what it shows, issues and revokes, and what it says when it cannot."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.application.world import World, migrated
-
-CONVERGENCE = str(Path(sys.executable).with_name("convergence"))
+from tests.cli.preloaded import convergence
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +25,7 @@ def world(database_url, tmp_path) -> Iterator[World]:
 
 
 def keys(world: World, tmp_path: Path, *arguments: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [CONVERGENCE, "keys", *arguments],
-        env={"PATH": os.defpath, "DATABASE_URL": world.dsn, "DATA_DIR": str(tmp_path / "var"), "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = convergence("keys", *arguments, DATABASE_URL=world.dsn, DATA_DIR=str(tmp_path / "var"))
     return done.returncode, done.stdout, done.stderr
 
 

@@ -1,6 +1,6 @@
 """Allowances: the shared ones and those of a single process give the same, and the shared ones are exact."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
@@ -8,7 +8,7 @@ import pytest
 
 from adapters.http.ledger import Ledger, LocalBuckets, Take, bucket
 from adapters.http.throttle import SharedAllowances
-from adapters.postgres.allowances import Allowance, Ask, sweep, take
+from adapters.postgres.allowances import Allowance, Ask, Grant, sweep, take
 from adapters.postgres.event_log import Datastore
 from tests.application.world import migrated
 from tests.http.running import database
@@ -54,6 +54,30 @@ def test_several_in_the_order_asked(taker):
     asks = [ask(n + 1) for n in range(4)]
     taker([asks[3]])
     assert [grant.tokens for grant in taker(asks)] == [1, 2, 3, 1]
+
+
+def waits_after_a_clock_was_set_back(take: Take, set_back: Callable[[], None]) -> float:
+    wanted = ask(5, Allowance.per_minute(60))
+    take([wanted])
+    set_back()
+    take([wanted])
+    return take([wanted])[0].wait_s
+
+
+def test_a_clock_that_is_set_back_shuts_nobody_out(datastore):
+    def an_hour() -> None:
+        with datastore.reading() as cursor:
+            cursor.execute("UPDATE allowances SET full_at = full_at + interval '1 hour'")
+
+    def asked(asks: Sequence[Ask]) -> Sequence[Grant]:
+        return take(datastore, asks)
+
+    assert waits_after_a_clock_was_set_back(asked, an_hour) <= 1
+    clock = [7200.0]
+    relies_on_its_clock = LocalBuckets(timer=lambda: clock[0]).take
+    assert waits_after_a_clock_was_set_back(relies_on_its_clock, lambda: clock.append(clock.pop() - 3600)) > 3000, (
+        "the control: what never goes back in a process, and would in a database"
+    )
 
 
 def test_tokens_come_back(taker):

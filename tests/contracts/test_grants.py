@@ -134,6 +134,13 @@ def test_readers_see_their_customers_rows_and_nobody_elses(place):
     for caller, rows in ((JO, set()), (stranger, set()), (ITSELF, {acme, other})):
         assert seen(url, central, CUSTOMER_API_KEYS.name, caller) == rows, caller
     assert CUSTOMER_API_KEYS not in SHARED
+    # Nobody is left to read, as after an erasure, when nobody knows any more who it was.
+    grants.tell(acme, [], [])
+    assert seen(url, central, CUSTOMER_TEAM_MEMBERS.name, JO) == set()
+    drop = f"DROP ROW ACCESS POLICY `{{}}` ON `{PROJECT}.{central}.{CUSTOMER_TEAM_MEMBERS.name}`"
+    with pytest.raises(ValueError, match=f"rows_of_{acme}"):
+        warehouse.query(drop.format(f"rows_of_{acme}"))
+    warehouse.query(drop.format("whole"))  # the control: this one is there
 
 
 class Conflicting(BaseHTTPRequestHandler):

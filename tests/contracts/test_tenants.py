@@ -7,6 +7,8 @@ import pytest
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
+from adapters.doctor_tenants import examine_tenants
+from adapters.finding import Result
 from adapters.postgres import privileges, schema
 from adapters.postgres.beside import REBUILD, Beside
 from adapters.postgres.event_log import Datastore
@@ -21,14 +23,6 @@ from tests.http.running import database
 
 TENANTS = [TENANTS_EVENTS, *TENANTS_BESIDE, *(table.name for table in CENTRAL if is_tenants(table))]
 EVERYBODYS = [table.name for table in CENTRAL if not is_tenants(table)]
-UNBOUND = (
-    "SELECT c.relname AS name FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'customer_id'"
-    " WHERE c.relnamespace = %(schema)s::regnamespace AND c.relkind IN ('r', 'p') AND NOT a.attisdropped"
-    " AND has_table_privilege(%(tenant)s, c.oid, 'SELECT') AND NOT (c.relrowsecurity AND EXISTS ("
-    "  SELECT FROM pg_policy WHERE polrelid = c.oid AND NOT polpermissive AND polcmd = 'r'"
-    "  AND polroles = ARRAY[%(tenant)s::regrole::oid] AND pg_get_expr(polqual, polrelid)"
-    "   = '(customer_id = current_setting(''convergence.customer_id''::text, true))'))"
-)
 READABLE = (
     "SELECT relname AS name FROM pg_class WHERE relnamespace = %(schema)s::regnamespace AND relkind IN ('r', 'p', 'v')"
     " AND has_table_privilege(%(tenant)s, oid, 'SELECT')"
@@ -58,6 +52,11 @@ def customers_seen(reads: Datastore | TenantReads, table: str) -> set[str]:
 def names(dsn: str, query: str) -> set[str]:
     with psycopg.connect(dsn, row_factory=dict_row) as owner:
         return {row["name"] for row in owner.execute(query, {"schema": "public", "tenant": TENANT})}
+
+
+def doctor(dsn: str) -> tuple[Result, list[str]]:
+    with psycopg.connect(dsn, row_factory=dict_row) as owner:
+        return examine_tenants(owner).result, privileges.unbound(owner)
 
 
 @pytest.mark.parametrize("table", TENANTS)
@@ -130,7 +129,7 @@ def test_several_statements_of_one_reader_are_all_bound(two):
 
 def test_every_table_that_can_be_read_is_bound(two):
     assert names(two.dsn, READABLE) == set(TENANTS)
-    assert names(two.dsn, UNBOUND) == set()
+    assert doctor(two.dsn) == (Result.OK, [])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ def test_a_table_that_is_not_bound_is_found(database_url, breach):
     with psycopg.connect(database_url, autocommit=True) as owner:
         schema_of(owner)
         owner.execute(breach)
-    assert names(database_url, UNBOUND) == {"customer_usage"}
+    assert doctor(database_url) == (Result.FAIL, ["customer_usage"])
 
 
 def schema_of(connection: psycopg.Connection) -> None:
@@ -174,7 +173,7 @@ def test_a_rebuilt_table_and_a_new_one_are_bound(database_url, tmp_path):
                 connection.execute(copied)
             beside.index()
             swap(connection, beside, lambda: None, also=lambda: None)
-        assert names(database_url, UNBOUND) == set()
+        assert doctor(database_url) == (Result.OK, [])
         assert names(database_url, READABLE) == set(TENANTS)
         assert customers_seen(TenantReads(world.datastore, "acme"), "customer_profiles") == {"acme"}
         assert customers_seen(world.datastore, "customer_profiles") == {"acme", "other"}
@@ -198,6 +197,7 @@ def test_whether_rows_are_bound_is_known(two):
         with owner.transaction(force_rollback=True):
             owner.execute(f"REVOKE SELECT ON customer_profiles FROM {TENANT}")
             assert not privileges.may_bind(owner)
+            assert examine_tenants(owner).result is Result.WARN
 
 
 def scan_of(plan):

@@ -187,6 +187,9 @@ def test_the_property_catches_what_counts_by_arrival():
         ([subscription("e", 2, "past_due"), invoice("f", 2, "open"), invoice("g", 4, "paid")], None, None),
         # The newest that lives counts, else the newest that ended.
         ([subscription("e", 2, "canceled"), subscription("f", 3, name="sub_2", began_at=day(2))], None, None),
+        # Who pays for one keeps access, whatever became of a newer one.
+        ([subscription("e", 1), subscription("f", 9, "paused", name="sub_2", began_at=day(2))], None, None),
+        ([subscription("e", 1), subscription("f", 9, "past_due", name="sub_2", began_at=day(2))], None, None),
     ],
 )
 def test_when_access_ends(reports, ends_on, cause):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,7 +22,8 @@ from adapters.erasure import AGAIN, apply_ledger, begin, finish, finish_all
 from adapters.erasure_ledger import Entry, LedgerFile
 from adapters.export import export
 from adapters.finding import Result
-from adapters.postgres import erasures
+from adapters.postgres import erasures, grants
+from adapters.postgres.grants import Readers
 from adapters.projector import run_projector
 from adapters.readable_export import export_readable
 from adapters.running import Place
@@ -29,7 +31,7 @@ from adapters.settings import Settings
 from application import customers, team
 from application.erasure import Erase, erase
 from application.mapper import UnreadableEvent
-from application.ports import Away
+from application.ports import Away, KeyDestroyed
 from domain.customer_events import Erased, WebhookEndpointAdded
 from tests.application.world import migrated, until
 from tests.canaries import found_below, found_in
@@ -207,7 +209,7 @@ def test_what_a_crash_left_is_finished_by_whoever_comes_next(database_url, tmp_p
         assert canaries(log(service)) == set()
         found = erasures.find(service.datastore, "bird")
         assert {"ledger", "data_keys", "mail"} <= found.done.keys()
-        assert not {"dataset", "warehouse_ledger"} & found.done.keys()
+        assert not {"dataset", "readers", "warehouse_ledger"} & found.done.keys()
         assert "warehouse_ledger: BigQuery is away" in found.problem
         assert found.completed_at is None
 
@@ -216,26 +218,52 @@ def test_a_step_that_fails_holds_up_no_other(database_url, emulated, tmp_path):
     (tmp_path / "erasures.jsonl").mkdir()
     with service_on(database_url, tmp_path, **emulated) as service:
         move_in(service)
+        grants.applied(service.datastore, Readers("bird", 1, ("user:wanda@vogelbauer.example",), ()))
         erase_bird(service)
+        begin(service, "bird")
+        # What BigQuery was told is known until it was told otherwise.
+        assert [known.customer_id for known in grants.due(service.datastore)] == ["bird"]
         found = finish(service, erasures.find(service.datastore, "bird"))
-        assert "data_keys" in found.done
+        assert {"data_keys", "readers"} <= found.done.keys()
+        assert grants.due(service.datastore) == []
         assert "ledger" not in found.done
         assert f"ledger: The deletion ledger {tmp_path / 'erasures.jsonl'} cannot be used" in found.problem
         with pytest.raises(Away):
             apply_ledger(service, "admin")
 
 
-def test_a_key_made_at_the_last_moment_goes_too(database_url, emulated, tmp_path):
-    with service_on(database_url, tmp_path, **emulated) as service:
+def test_no_key_is_made_after_the_last_moment(database_url, tmp_path):
+    """A request that came before may ask for one while the customer is erased, again and again."""
+    with service_on(database_url, tmp_path) as service:
         move_in(service)
-        erase_bird(service)
-        begin(service, "bird")
-        service.vault.prepare("bird")
-        [found] = finish_all(service)
-        assert found.completed_at is None
+        stop, made = threading.Event(), 0
+
+        def prepare() -> None:
+            nonlocal made
+            while not stop.is_set():
+                try:
+                    service.vault.prepare("BIRD")
+                    made += 1
+                except KeyDestroyed:
+                    stop.wait(0.001)
+
+        with ThreadPoolExecutor(4) as pool:
+            preparing = [pool.submit(prepare) for _ in range(4)]
+            until(lambda: made > 4)
+            erase_bird(service)
+            begin(service, "bird")
+            stop.set()
+            for one in preparing:
+                one.result(10)
+        with pytest.raises(KeyDestroyed):
+            service.vault.prepare("bird")
+        left = "SELECT DISTINCT customer_id FROM data_keys"
         with service.datastore.reading() as cursor:
-            left = cursor.execute("SELECT customer_id FROM data_keys").fetchall()
-        assert {row["customer_id"] for row in left} == {"other"}
+            assert [row["customer_id"] for row in cursor.execute(left).fetchall()] == ["other"]
+            # The control: of whom no erasure is noted keys are made.
+            cursor.execute("DELETE FROM erasures")
+            service.vault.prepare("bird")
+            assert len(cursor.execute(left).fetchall()) == 2
 
 
 def program(name: str, dsn: str, *options: str) -> None:

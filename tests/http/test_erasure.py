@@ -4,6 +4,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.faults.commands import CREDENTIAL, WEBHOOK
 from tests.http.running import application
 
 
@@ -55,3 +56,11 @@ def test_asked_again_it_says_the_same(admin, acme):
     assert first.json()["erased_at"] == again.json()["erased_at"] == other.json()["erased_at"]
     events = admin.get("/api/v1/admin/events", params={"customer_id": acme.id}).json()["items"]
     assert [event["type"] for event in events].count("customer.erased@1") == 1
+
+
+def test_a_request_that_meets_an_erasure_on_its_way_is_told_to_come_back(api, acme):
+    """The keys are gone, and the request was let in before."""
+    api.service.vault.destroy(acme.id)
+    for part, body in (("credentials", CREDENTIAL), ("webhook-endpoints", WEBHOOK)):
+        answer = acme.post(f"{acme.url}/{part}", json=body)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "60")

@@ -141,6 +141,35 @@ def test_an_issued_key_is_never_replayed(api, acme):
     assert len([key for key in items(acme, f"{acme.url}/api-keys") if key["is_active"]]) == 2
 
 
+def key_of(api, acme, *scopes):
+    answer = acme.post(f"{acme.url}/api-keys", json={"name": " ".join(scopes), "scopes": scopes})
+    return api.client({"X-API-Key": answer.json()["api_key"]})
+
+
+def test_an_answer_is_given_again_only_to_a_key_that_could_have_asked(api, acme):
+    readers, configurers = key_of(api, acme, "runs:read"), key_of(api, acme, "config:write")
+    url, name = f"{acme.url}/provider-configs", named()
+    first = acme.post(url, json=CONFIG, headers=name)
+    assert readers.post(url, json=CONFIG, headers=name).status_code == 403
+    assert readers.post(url, json=CONFIG | {"source_dataset": "other"}, headers=name).status_code == 403
+    again = configurers.post(url, json=CONFIG, headers=name)
+    assert (again.content, again.headers["Idempotency-Replayed"]) == (first.content, "true"), "the control: it is kept"
+    onboarding, name = application(acme.id), named()
+    assert acme.post(ONBOARD, json=onboarding, headers=name).status_code == 200
+    for limited in (readers, configurers):
+        assert limited.post(ONBOARD, json=onboarding, headers=name).status_code == 403
+    assert acme.post(ONBOARD, json=onboarding, headers=name).headers["Idempotency-Replayed"] == "true"
+
+
+def test_a_suspended_customer_gets_no_answer_again(acme, admin):
+    url, name = f"{acme.url}/provider-configs", named()
+    assert acme.post(url, json=CONFIG, headers=name).status_code == 200
+    assert admin.post(f"/api/v1/admin/customers/{acme.id}/suspend", json={"reason": "test"}).status_code == 200
+    assert acme.post(url, json=CONFIG, headers=name).status_code == 403
+    assert admin.post(f"/api/v1/admin/customers/{acme.id}/reactivate", json={"reason": "test"}).status_code == 200
+    assert acme.post(url, json=CONFIG, headers=name).headers["Idempotency-Replayed"] == "true"
+
+
 def test_an_onboarding_is_never_replayed_with_its_key(api):
     api.app.state.api.warehouse_flag.lower()
     client, name, body = api.client(), named(), application(f"new_{uuid4().hex[:8]}")

@@ -1,13 +1,17 @@
 """The life of an API key: named, listed, used, warned about, replaced, found by a stranger, gone."""
 
 import hashlib
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from adapters.http.key_uses import KeyUses
 from adapters.postgres import key_uses
 from adapters.postgres.key_uses import Use
 from adapters.postgres.reads import keys
+from adapters.postgres.reads.keys import Holder
+from tests.application.world import until
 from tests.http.running import Customer
 
 LEAKS = "/api/v1/api-keys/leaks"
@@ -112,6 +116,20 @@ def test_the_newest_use_counts_whoever_writes_last(api, acme):
         key_uses.record(api.service.datastore, [Use(key_id, acme.id, now + timedelta(minutes=minutes), source)])
     found = key_uses.last_uses(api.service.datastore, [key_id])[key_id]
     assert (found.at, found.source) == (now + timedelta(minutes=9), "::9")
+
+
+def test_what_cannot_be_written_keeps_nothing_later_from_it(api, acme, caplog):
+    [key_id] = listed(acme)
+    holder = Holder(acme.id, key_id, "ACTIVE", None, datetime.now(UTC))
+    uses, stop, datastore = KeyUses(), threading.Event(), api.service.datastore
+    uses.note(holder, datetime.now(UTC), "no text for a database: \0")
+    writing = threading.Thread(target=uses.run, args=(datastore, stop), kwargs={"every_s": 0.01})
+    writing.start()
+    until(lambda: "uses of API keys are lost" in caplog.text)
+    uses.note(holder, datetime.now(UTC), "192.0.2.7")
+    until(lambda: key_id in key_uses.last_uses(datastore, [key_id]))
+    stop.set()
+    writing.join()
 
 
 def test_nothing_is_written_of_a_customer_that_was_erased_meanwhile(api, acme, admin):

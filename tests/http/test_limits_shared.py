@@ -139,3 +139,18 @@ def test_nobody_learns_which_customers_there_are(three, onboard):
     # A token or two may come back while they are asked.
     assert set(answers[0]) == set(answers[1])
     assert (answers[0] - answers[1]).total() <= 3
+
+
+def test_a_key_that_one_process_revokes_is_dead_in_the_others_within_a_second(three, onboard):
+    acme = onboard()
+    first, *others = three["shared"]
+    owner = {"X-API-Key": acme.key}
+    issued = first.post(f"{acme.url}/api-keys", headers=owner).json()
+    given = {"X-API-Key": issued["api_key"], "X-Forwarded-For": "192.0.2.77"}
+    for client in others:
+        assert [client.get(acme.url, headers=given).status_code for _ in range(3)] == [200] * 3, "it is remembered"
+    assert first.delete(f"{acme.url}/api-keys/{issued['api_key_id']}", headers=owner).status_code == 204
+    deadline = time.monotonic() + 1
+    for client in others:
+        while client.get(acme.url, headers=given).status_code == 200:
+            assert time.monotonic() < deadline

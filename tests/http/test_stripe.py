@@ -1,6 +1,5 @@
 """POST /webhooks/stripe, with the signatures and the events that Stripe sends."""
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -184,10 +183,23 @@ def test_problems_are_listed_page_by_page_and_go_when_they_are_solved(payer):
     by_hand = {"customer_id": payer.id, "company_name": "W", "admin_email": "w@example.com"}
     payer.api.app.state.api.warehouse_flag.lower()
     payer.admin.post("/api/v1/customers/onboard", json={**by_hand, "stripe_customer_id": payer.cus})
-    meet_all(payer.api.service, threading.Event())
+    meet_all(payer.api.service)
     assert payer.billing["accounts"][0]["stripe_customer_id"] == payer.cus
     left = billing.problems(payer.api.service.datastore, None, limit=100)
     assert payer.cus not in {p["stripe_customer_id"] for p in left}
+
+
+def test_an_event_that_is_understood_at_last_is_no_problem_any_more(payer):
+    told = payer.event("created", id=f"evt_c{payer.tail}")
+    payer.send({**told, "data": {"object": {**told["data"]["object"], "items": None}}})
+
+    def open_problems() -> set[str]:
+        found = billing.problems(payer.api.service.datastore, None, limit=100)
+        return {p["problem"] for p in found if p["subject"] == told["id"]}
+
+    assert open_problems() == {"unreadable"}
+    assert [payer.send(told).status_code for _ in range(2)] == [200, 200]
+    assert open_problems() == set()
 
 
 def test_without_a_secret_it_says_what_to_set(postgres_server, migrated_template, tmp_path):

@@ -8,9 +8,11 @@ from typing import Any
 
 from adapters.bootstrap import Service
 from adapters.notifications import deliveries
+from adapters.notifications.addresses import any_address
 from adapters.notifications.courier import Courier
 from adapters.notifications.deliverer import Deliverer
 from adapters.notifications.outbox import Outbox
+from adapters.notifications.webhooks import Poster, Webhooks
 from adapters.postgres.checkpoints import PostgresLog
 from application.webhooks import AddWebhookEndpoint, add_webhook_endpoint
 from domain.notification import Kind
@@ -62,6 +64,11 @@ def failing_run(world: World, customer_id: str = "acme") -> str:
         world.execute("UPDATE run_leases SET expires_at = clock_timestamp() - interval '1 second'")
         world.take_over()
     return run_id
+
+
+def hooks(service: Service, **more: Any) -> Webhooks:
+    """A courier that posts to this machine."""
+    return Webhooks(service, Poster(allow=any_address, plain=True, **more))
 
 
 def deliver(service: Service, courier: Courier) -> list[Any]:

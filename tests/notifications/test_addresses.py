@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -10,10 +11,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from pydantic import ValidationError
 
 from adapters.notifications.addresses import any_address, host_must_be_public, is_public
 from adapters.notifications.courier import Failed, Refused
 from adapters.notifications.webhooks import Poster, PrivateAddress
+from application.webhooks import NewWebhookEndpoint
 from domain.refusals import Invalid
 from tests.notifications.receiver import receiving
 
@@ -108,6 +111,37 @@ def test_nothing_is_sent_to_a_host_with_such_an_address(address):
         poster.post("https://hooks.acmecorp.com/", b"{}", {})
 
 
+HOSTLESS = [
+    f"https://{'a' * 64}.example/token-of-acme",
+    "https://hooks..example/token-of-acme",
+    "https://.example/token-of-acme",
+    "https://[v1.x]/token-of-acme",
+]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [*HOSTLESS, "https://[fe80::1%25eth0]/", "https://exa%6dple.com/", "https://a,b/", "https://*/", "https://{}/"],
+)
+def test_an_address_without_a_proper_host_is_not_taken(url):
+    with pytest.raises(ValidationError, match="must be an address such as"):
+        NewWebhookEndpoint(url=url)
+
+
+@pytest.mark.parametrize(
+    "host", ["hooks.acmecorp.com", "hooks.acmecorp.com.", "xn--bcher-kva.example", "[2606:4700::1]"]
+)
+def test_others_are(host):
+    assert NewWebhookEndpoint(url=f"https://{host}:8443/x").url == f"https://{host}:8443/x"
+
+
+@pytest.mark.parametrize("url", HOSTLESS)
+def test_one_that_was_taken_before_is_given_up_in_words_of_our_own(url):
+    with pytest.raises(Refused, match="not one that can be posted to") as refused:
+        Poster().post(url, b"{}", {})
+    assert refused.value.__cause__ is None
+
+
 class Rebinding:
     """A name server that says something else each time it is asked."""
 
@@ -140,12 +174,20 @@ def test_who_looks_up_once_more_is_led_inside():
         names = Rebinding("127.0.0.1", "127.0.0.2")
 
         class Naive(Poster):
-            async def _post(self, asked, address, body, headers):
-                return await super()._post(asked, names(asked.host, 0)[0], body, headers)
+            async def _post(self, asked, addresses, body, headers):
+                return await super()._post(asked, names(asked.host, 0), body, headers)
 
         poster = Naive(resolve=names, allow=lambda address: address == "127.0.0.1", plain=True)
         poster.post(inside.url("hooks.acmecorp.example"), b"{}", {})
         assert len(inside.got) == 1
+
+
+@pytest.mark.parametrize(("addresses", "arrives"), [(("127.0.0.3", "127.0.0.1"), True), (("127.0.0.3",), False)])
+def test_where_one_address_does_not_answer_the_next_one_is_tried(receiver, addresses, arrives):
+    poster = Poster(resolve=lambda _host, _port: addresses, allow=any_address, plain=True)
+    with nullcontext() if arrives else pytest.raises(Failed, match="could not be reached"):
+        assert poster.post(receiver.url("hooks.acmecorp.example"), b"{}", {}).status == 200
+    assert len(receiver.got) == arrives
 
 
 def test_redirects_are_not_followed(receiver):
@@ -154,14 +196,6 @@ def test_redirects_are_not_followed(receiver):
         poster = Poster(allow=any_address, plain=True)
         assert poster.post(receiver.url(), b"{}", {}).status == 307
         assert inside.got == []
-
-
-def test_proxies_of_the_environment_are_not_used(receiver, monkeypatch):
-    with receiving("127.0.0.2") as proxy:
-        monkeypatch.setenv("HTTP_PROXY", proxy.url("127.0.0.2"))
-        monkeypatch.setenv("ALL_PROXY", proxy.url("127.0.0.2"))
-        Poster(allow=any_address, plain=True).post(receiver.url(), b"{}", {})
-        assert (len(receiver.got), proxy.got) == (1, [])
 
 
 def test_without_tls_nothing_is_posted(receiver):

@@ -6,12 +6,12 @@ import signal
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import httpx
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from adapters.bootstrap import build
 from adapters.notifications import deliveries
-from adapters.notifications.addresses import any_address
 from adapters.notifications.deliverer import jittered
 from adapters.notifications.deliveries import claim, replay, settle
 from adapters.notifications.letters import Letters
@@ -21,16 +21,12 @@ from domain.notification import ATTEMPTS, DeliveryState, Kind, wait_after
 from domain.refusals import Conflict, NotFound
 from tests.application.world import until
 from tests.notifications.conftest import NOWHERE
-from tests.notifications.past import deliver, delivering, endpoint, failing_run, follow, states
+from tests.notifications.past import deliver, delivering, endpoint, failing_run, follow, hooks, states
 from tests.notifications.receiver import receiving
 
 
 def due(world) -> None:
     world.execute("UPDATE notification_deliveries SET due_at = clock_timestamp() WHERE state = 'PENDING'")
-
-
-def hooks(service, **more) -> Webhooks:
-    return Webhooks(service, Poster(allow=any_address, plain=True, **more))
 
 
 def test_a_webhook_is_signed_and_names_nobody(world, service, receiver):
@@ -107,6 +103,8 @@ def test_waits_grow_to_half_a_day_and_end_after_about_three():
         ("Tue, 17 Nov 2025 11:00:00 GMT", timedelta()),
         ("soon", None),
         ("-5", None),
+        ("Tue, 17 Nov 2025 11:00:00 +99999999999999999999", None),
+        ("1 Jan 99999999999999999999 00:00:00 GMT", None),
         ("", None),
     ],
 )
@@ -168,8 +166,10 @@ def test_a_slow_endpoint_holds_up_its_own_deliveries_only(world, service, receiv
         assert {state for _, state, _ in states(world, quick_id) + states(world, slow_id)} == {"DELIVERED"}
 
 
-def killed_before_marking(dsn, data_dir) -> None:
-    """A process that posts, and is killed before it can say so."""
+def killed_before_marking(dsn, data_dir, url, proxy) -> None:
+    """A process that posts, past the proxy that its environment names, and is killed before it can say so."""
+    os.environ.update(HTTP_PROXY=proxy, ALL_PROXY=proxy, NO_PROXY="", no_proxy="")
+    httpx.post(url)  # the control: goes to the proxy
     service = build(Settings(data_dir=data_dir, bigquery_emulator_host=NOWHERE, webhook_private_addresses=True), dsn)
     claimed = deliveries.claim(service.datastore, mailed=False, lease=timedelta(milliseconds=200))
     assert claimed is not None
@@ -183,9 +183,12 @@ def test_a_process_that_is_killed_before_it_could_say_so_leads_to_a_repeat_with_
     endpoint_id, secret = endpoint(world, receiver.url(), Kind.SUSPENDED)
     world.suspend()
     follow(world)
-    process = multiprocessing.get_context("spawn").Process(target=killed_before_marking, args=(world.dsn, tmp_path))
-    process.start()
-    process.join(60)
+    with receiving("127.0.0.2") as proxy:
+        arguments = (world.dsn, tmp_path, receiver.url(), proxy.url("127.0.0.2"))
+        process = multiprocessing.get_context("spawn").Process(target=killed_before_marking, args=arguments)
+        process.start()
+        process.join(60)
+        assert (len(proxy.got), len(receiver.got)) == (1, 1)
     assert process.exitcode == -signal.SIGKILL
     assert states(world, endpoint_id) == [("customer.suspended", "PENDING", 1)]
     with delivering(service, hooks(service)):
@@ -215,6 +218,17 @@ def test_a_private_address_is_given_up_at_once(world, service, receiver):
     [(state, text, _)] = deliver(service, Webhooks(service, poster))
     assert (state, text) == (DeliveryState.DEAD, "The endpoint's host has an address that is not public.")
     assert states(world, endpoint_id)[0][1] == "DEAD"
+
+
+def test_mails_do_not_wait_for_a_house_that_cannot_be_kept(world, service):
+    world.suspend()
+    follow(world)
+    world.tamper("ALTER TABLE customer_api_keys RENAME COLUMN last4 TO elsewhere")
+    try:
+        with delivering(service, Letters(service)):
+            until(lambda: {state for _, state, _ in states(world)} == {"DELIVERED"})
+    finally:
+        world.tamper("ALTER TABLE customer_api_keys RENAME COLUMN elsewhere TO last4")
 
 
 def test_deliverers_go_on_when_the_database_comes_back(world, service, receiver):

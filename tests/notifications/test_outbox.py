@@ -157,6 +157,20 @@ def test_a_quota_is_told_once_a_day_and_a_month(world):
     assert about == {"limit": "daily", "period": world.at.date().isoformat(), "used": 8, "allowed": 10}
 
 
+def test_a_limit_that_was_raised_is_told_of_again_when_it_is_met(world):
+    world.limits(max_pipelines_per_day=1, max_pipelines_per_month=1000)
+    world.request()
+    follow(world)
+    assert kinds(world) == ["welcome", "quota.100"]  # all of a limit of one, and not four fifths as well
+    world.limits(max_pipelines_per_day=3)
+    for _ in range(2):
+        world.request()
+    follow(world)
+    about = world.scalar("SELECT about FROM notifications ORDER BY created_at DESC LIMIT 1")
+    assert kinds(world).count("quota.100") == 2
+    assert (about["used"], about["allowed"]) == (3, 3)
+
+
 def test_a_key_that_was_revoked_for_a_reason_is_told_and_one_that_was_asked_for_is_not(world):
     def found(reason):
         return [o.kind for o in occasions(ApiKeyRevoked(api_key_id="k", reason=reason), at(world))]

@@ -101,7 +101,8 @@ class Planner:
         book, account = self._life.book, self._life.book.accounts[pipeline.customer_id]
         answer = self._life.attempt(lambda: backfill.backfill(command, self._life.platform, self._life.world.catalogue))
         if answer.happened:
-            wanted = [str(backfill_run_id(backfill_id, first + timedelta(days=n))) for n in range(days)]
+            filled = [first + timedelta(days=n) for n in range(days)]
+            wanted = [str(backfill_run_id(pipeline.customer_id, backfill_id, day)) for day in filled]
             missing = [run_id for run_id in wanted if run_id not in book.runs]
             room = book.room(pipeline.customer_id, at)
             for run_id in missing[:room]:

@@ -81,8 +81,10 @@ def test_a_contact_that_cannot_be_written_to_is_none(details):
         (event("updated", items=None), Outcome.UNREADABLE),
         (event("updated", customer="x" * 300), Outcome.UNREADABLE),
         (event("updated", ended_at="yesterday"), Outcome.UNREADABLE),
+        (event("updated", ended_at="2026-11-01T12:00:00"), Outcome.UNREADABLE),
+        (event("updated", cancel_at="9999-12-31T23:59:59Z"), Outcome.UNREADABLE),
     ],
-    ids=["not ours", "never heard of", "no status", "no items", "long id", "no instant"],
+    ids=["not ours", "never heard of", "no status", "no items", "long id", "no instant", "no zone", "no end"],
 )
 def test_what_nothing_follows_from_is_noted(given, outcome):
     found = told(given)

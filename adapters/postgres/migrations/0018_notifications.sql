@@ -25,7 +25,10 @@ CREATE TABLE notification_deliveries (
     PRIMARY KEY (notification_id, receiver)
 );
 CREATE INDEX notification_deliveries_due ON notification_deliveries (due_at) WHERE state = 'PENDING';
-CREATE INDEX notification_deliveries_dead ON notification_deliveries (notification_id) WHERE state = 'DEAD';
+-- The receivers for whom something waits are found by leaping over all that waits for each of them.
+CREATE INDEX notification_deliveries_waiting ON notification_deliveries (receiver, due_at) WHERE state = 'PENDING';
+CREATE INDEX notification_deliveries_ended_otherwise ON notification_deliveries (state, notification_id)
+    WHERE state IN ('DEAD', 'DROPPED');
 
 -- Welcome mails had a projection of their own. It goes on where that one stood; one of the version before, which may
 -- still run for a while, finds nothing to do.

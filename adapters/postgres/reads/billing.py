@@ -16,6 +16,8 @@ _PROBLEMS: Final = (
     " SELECT p.problem, p.subject, p.created_at, CASE WHEN p.account LIKE 'evt\\_%%' THEN NULL ELSE p.account END"
     " AS stripe_customer_id, a.customer_id FROM billing_problems p"
     " LEFT JOIN billing_accounts a ON a.stripe_customer_id = p.account WHERE p.solved_at IS NULL"
+    # Stripe repeats for three days what was refused. Whatever is still wrong then has been told by newer events.
+    "  AND (p.problem <> 'other-mode' OR p.created_at > clock_timestamp() - interval '3 days')"
     " UNION ALL"
     " SELECT 'no-customer', a.stripe_customer_id, a.created_at, a.stripe_customer_id, NULL FROM billing_accounts a"
     " WHERE a.customer_id IS NULL AND a.deleted_at IS NULL"
