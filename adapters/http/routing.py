@@ -39,7 +39,7 @@ def customer_router(prefix: str, tag: str) -> APIRouter:
         tags=[tag],
         route_class=Route,
         dependencies=BY_CUSTOMER,
-        responses=refusals(401, 403, 404, 422, 429, 503),
+        responses=refusals(400, 401, 403, 404, 422, 429, 503),
     )
 
 
@@ -50,7 +50,7 @@ def admin_router(prefix: str, tag: str) -> APIRouter:
         tags=[tag],
         route_class=Route,
         dependencies=[*BY_ADMIN, Depends(only_known_parameters)],
-        responses=refusals(401, 422, 429, 503),
+        responses=refusals(400, 401, 422, 429, 503),
     )
 
 
