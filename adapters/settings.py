@@ -135,6 +135,12 @@ class Settings(BaseSettings):
         return self.environment is Environment.PRODUCTION
 
     @property
+    def admin_keys_are_random(self) -> bool:
+        """Whether nobody can guess them: long enough, and of many letters."""
+        following = self.admin_api_key_next
+        return _is_strong(self.admin_api_key) and (following is None or _is_strong(following))
+
+    @property
     def onboarding_is_open(self) -> bool:
         return not self.production if self.open_onboarding is None else self.open_onboarding
 

@@ -61,11 +61,21 @@ class Guesses:
     """
 
     def __init__(
-        self, ledger: Ledger, per_minute: int, figures: Figures, *, timer: Callable[[], float] = time.monotonic
+        self,
+        ledger: Ledger,
+        per_minute: int,
+        figures: Figures,
+        *,
+        admin_keys_are_random: bool = False,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        """No more than `per_minute` wrong keys from one source; 0 counts none."""
+        """No more than `per_minute` wrong keys from one source; 0 counts none.
+
+        Admin keys that a person has thought up are not even compared beyond the limit: they could be guessed.
+        """
         self._ledger = ledger
         self._figures = figures
+        self._random = admin_keys_are_random
         self._timer = timer
         self._on = per_minute > 0
         self._source = Allowance.per_minute(max(1, per_minute))
@@ -81,7 +91,7 @@ class Guesses:
         if not self._on or (attempt.source, attempt.digest) in self._right:
             return
         wait_s = self._wait_s(_of_source(attempt))
-        if wait_s and (attempt.operator or not self._may_look(LOOKS_OVER_LIMIT, attempt.source)):
+        if wait_s and not (self._cannot_be_guessed(attempt) and self._may_look(LOOKS_OVER_LIMIT, attempt.source)):
             self._refuse(attempt, wait_s)
         if not wait_s and attempt.prefix and not self._is_known(attempt):
             wait_s = self.under_attack_s(attempt.prefix)
@@ -133,6 +143,9 @@ class Guesses:
     def _may_look(self, allowance: Allowance, *names: str) -> bool:
         [grant] = self._looks.take([Ask(bucket("looks", *names), allowance)])
         return grant.tokens > 0
+
+    def _cannot_be_guessed(self, attempt: Attempt) -> bool:
+        return self._random or not attempt.operator
 
     def _is_known(self, attempt: Attempt) -> bool:
         return attempt.prefix is not None and (attempt.source, attempt.prefix) in self._known

@@ -61,7 +61,12 @@ class Throttle:
     def over(cls, ledger: Ledger, settings: Settings, figures: Figures) -> Self:
         """The limits that the settings name, counted by a ledger."""
         return cls(
-            Guesses(ledger, settings.failed_keys_per_minute, figures),
+            Guesses(
+                ledger,
+                settings.failed_keys_per_minute,
+                figures,
+                admin_keys_are_random=settings.admin_keys_are_random,
+            ),
             Rates(
                 ledger,
                 customer_per_minute=settings.rate_limit_per_minute,

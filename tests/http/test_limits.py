@@ -196,6 +196,18 @@ def test_the_admin_key_is_not_guessed(small):
     assert client.get(status, headers={**ADMIN, "X-Forwarded-For": "198.51.100.42"}).status_code == 200
 
 
+def test_operators_are_not_shut_out_by_who_guesses_beside_them(dsn, tmp_path):
+    """An admin key that cannot be guessed is compared, also where wrong ones came from the very same source."""
+    key = "R4nd0m-admin-key-of-many-characters-0815"
+    with running(dsn, tmp_path, engine=Quick(), **SMALL, admin_api_key=key) as api:
+        client = api.client()
+        home = {"X-Forwarded-For": "198.51.100.43"}
+        status = "/api/v1/scheduler/status"
+        answers = [client.get(status, headers={**home, "X-Admin-Key": f"no{n}"}).status_code for n in range(6)]
+        assert answers == [401, 401, 429, 429, 429, 429]
+        assert client.get(status, headers={**home, "X-Admin-Key": key}).status_code == 200
+
+
 def buckets(api: Running) -> set[bytes]:
     with api.service.datastore.reading() as cursor:
         return {bytes(row["bucket"]) for row in cursor.execute("SELECT bucket FROM allowances")}
