@@ -132,9 +132,10 @@ def warehouse(service: Service) -> bytes:
     client, found = service.bigquery, []
     there = {dataset.dataset_id for dataset in client.list_datasets()}
     for dataset in there & {service.settings.customers_dataset_id, "bird", "other"}:
-        for table in client.list_tables(dataset):
-            found.append((dataset, table.table_id))
-            found += service.warehouse.query(f"SELECT * FROM `{client.project}.{dataset}.{table.table_id}`").rows
+        tables = [table.table_id for table in client.list_tables(dataset)]
+        every = "SELECT '{0}', TO_JSON_STRING(t) FROM `{1}.{0}` AS t"
+        sql = " UNION ALL ".join(every.format(table, f"{client.project}.{dataset}") for table in tables)
+        found.append((dataset, tables, service.warehouse.query(sql).rows if tables else ()))
     return repr(found).encode()
 
 

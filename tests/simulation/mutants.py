@@ -73,7 +73,7 @@ def placeless_claim(command: execution.ClaimRuns, platform: Platform) -> list[Ru
             run.append(run.must("").claim(command.worker_id, now, timedelta(seconds=command.lease_seconds)))
             state = run.must("")
             tx.session.take_leases([Lease(run_id, customer_id, command.worker_id, state.attempt)], 60)
-            orders.append(execution._order(run_id, state, {}))
+            orders.append(execution._order(run_id, state, command.worker_id, {}))
         return orders
 
     return platform.transact(command, work)
