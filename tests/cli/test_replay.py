@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from adapters.cli_replay import leaves
+from adapters.cli.replay import leaves
 from domain.identity import customer_stream, subscription_stream
 from tests.application.world import migrated
 from tests.cli.audit import Terminal, customer
