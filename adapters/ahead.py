@@ -10,6 +10,7 @@ from projections.follow import MOST, Handle, Log, Overtaken, Placed, catch_up
 
 logger = logging.getLogger(__name__)
 
+_NAME: Final = "central tables"
 _GATHER_S: Final = 0.5
 _MAX_SLEEP_S: Final = 30.0
 
@@ -30,8 +31,24 @@ class Ahead:
         self._customers = customers
         self._gate = threading.Lock()  # the central tables have one writer at a time
         self._written = 0
+        self._reached = 0
+        """Where it goes ahead from."""
         self._handled = 0
         self.wake = threading.Event()
+
+    def end(self) -> int:
+        """The position of the log's last event."""
+        return self._log.end()
+
+    def read(self, after: int, limit: int, skipping: Collection[int] = frozenset()) -> Sequence[Placed]:
+        """The next events to handle: of the log, and where the central tables are ahead, no further than they are."""
+        with self._gate:  # which may take a moment: a page that is being written is better than a smaller one
+            ahead = self._written - after
+        if ahead > 0:
+            events = self._log.read(after, min(limit, ahead), skipping)
+            if near := [placed for placed in events if placed.at.position <= after + ahead]:
+                return near
+        return self._log.read(after, limit, skipping)
 
     def handle(self, events: Sequence[Placed]) -> None:
         """Write the page into all tables; raises what writing it raises."""
@@ -52,7 +69,7 @@ class Ahead:
         """Be ahead until the block ends; nothing is written any more then. Passes over the events at `skipping`."""
         self._written = self._handled = 0
         ended = threading.Event()
-        thread = threading.Thread(target=self._go_ahead, args=(skipping, ended), name="central tables ahead")
+        thread = threading.Thread(target=self._go_ahead, args=(skipping, ended), name=f"{_NAME} ahead")
         thread.start()
         try:
             yield
@@ -69,25 +86,26 @@ class Ahead:
                 continue
             # A busy log is written in batches.
             ended.wait(_GATHER_S)
+            self._reached = self._written
             try:
-                catch_up("central", self._log, self._write, self, most=MOST, stop=ended.is_set, skipping=skipping())
+                catch_up(_NAME, self._log, self._write, self, most=MOST, stop=ended.is_set, skipping=skipping())
             except Overtaken:
                 self.wake.set()
             except Exception as error:  # noqa: BLE001 - whoever handles this page meets it too, and says so
-                logger.debug("the central tables are not ahead: %s", type(error).__name__)
+                logger.debug("the %s are not ahead: %s", _NAME, type(error).__name__)
 
     def _write(self, events: Sequence[Placed]) -> None:
         with self._gate:
-            if self._written < events[-1].at.position:
-                self._central(events)
+            if self._written != self._reached:
+                raise Overtaken(_NAME)
+            self._central(events)
+            self._written = self._reached = events[-1].at.position
 
     def position(self, _projection: str) -> int:
         """Up to which position the central tables are written."""
         return self._written
 
-    def advance(self, projection: str, expected: int, to: int) -> None:
-        """Note that they are written further; raises `Overtaken` when they are not where they were `expected`."""
-        with self._gate:
-            if self._written != expected:
-                raise Overtaken(projection)
-            self._written = to
+    def advance(self, projection: str, _expected: int, to: int) -> None:
+        """Raises `Overtaken` when the central tables are not written up to there."""
+        if self._written != to:
+            raise Overtaken(projection)

@@ -30,6 +30,7 @@ from projections.follow import (
     MOST,
     Checkpoints,
     Handle,
+    Log,
     Overtaken,
     Placed,
     Problem,
@@ -98,7 +99,9 @@ def warehouse_tables(service: Service) -> Ahead:
 def warehouse_follower(service: Service, tables: Ahead, stop: threading.Event) -> "Follower":
     """What follows the log into BigQuery's tables."""
     before = service.warehouse.ensure_central
-    return Follower(service, WAREHOUSE, tables.handle, stop, before=before, beside=tables.leading, most=MOST)
+    return Follower(
+        service, WAREHOUSE, tables.handle, stop, log=tables, before=before, beside=tables.leading, most=MOST
+    )
 
 
 def into_warehouse(service: Service, *scopes: Scope) -> Handle:
@@ -148,6 +151,7 @@ class Follower(threading.Thread):
         handle: Handle,
         stop: threading.Event,
         *,
+        log: Log | None = None,
         before: Before | None = None,
         beside: Beside = lambda _: nullcontext(),
         most: int = 0,
@@ -158,6 +162,7 @@ class Follower(threading.Thread):
         self._service = service
         self._projection = name
         self._handle = handle
+        self._log = log or service.log
         self._before = before
         self._beside = beside
         self._most = most
@@ -259,7 +264,7 @@ class Follower(threading.Thread):
             self.wake.clear()
             handled = catch_up(
                 self._projection,
-                service.log,
+                self._log,
                 self._handle_and_note,
                 self._checkpoints,
                 most=self._most,

@@ -46,7 +46,7 @@ def leading(ahead: Ahead, skipping: frozenset[int] = frozenset()) -> Iterator[No
 
 
 def follow(world: World, ahead: Ahead, **more: object) -> int:
-    return catch_up("p", log_of(world), ahead.handle, PostgresCheckpoints(world.datastore), **more)
+    return catch_up("p", ahead, ahead.handle, PostgresCheckpoints(world.datastore), **more)
 
 
 def test_central_tables_do_not_wait_for_those_of_customers(told):
@@ -170,3 +170,15 @@ def test_nothing_is_written_after_the_lead(told):
     ahead.wake.set()
     assert not [thread for thread in threading.enumerate() if thread.name == "central tables ahead"]
     assert central == written
+
+
+def test_pages_end_where_the_central_tables_are_written(told):
+    """A larger page would have its central tables written a second time."""
+    log = log_of(told)
+    ahead = Ahead(log, recording()[1], Gated())
+    ahead.handle(log.read(0, 2))
+    written = ahead.position("p")
+    assert [page[-1].at.position for page in (ahead.read(0, 1000), ahead.read(1, 1000))] == [written, written]
+    assert ahead.read(0, 1)[-1].at.position == 1
+    # What it is not ahead of is read as the log has it.
+    assert ahead.read(written, 1000)[-1].at.position == log.read(0, 1000)[-1].at.position == ahead.end() > written
