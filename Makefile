@@ -11,7 +11,7 @@ run: install
 	@exec $(BIN)/convergence serve
 
 test: install
-	$(BIN)/pytest -n 2 -m "not soak and not gcp"
+	$(BIN)/pytest -n 4 -m "not soak and not gcp"
 
 check: lint secrets sbom audit
 

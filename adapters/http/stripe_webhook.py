@@ -31,6 +31,13 @@ class Received(BaseModel):
     received: bool = True
 
 
+_EVENT: Final = {
+    "type": "object",
+    "description": "An event as Stripe sends it, byte by byte what was signed.",
+    "examples": [{"id": "evt_1", "object": "event", "type": "invoice.paid", "livemode": False, "data": {"object": {}}}],
+}
+
+
 @router.post(
     "/webhooks/stripe",
     summary="Take in an event of Stripe's",
@@ -39,7 +46,7 @@ class Received(BaseModel):
         "parameters": [
             {"name": "Stripe-Signature", "in": "header", "required": True, "schema": {"type": "string"}},
         ],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _EVENT}}},
     },
 )
 async def post_stripe(request: Request, api: Parts) -> Received:

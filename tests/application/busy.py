@@ -361,7 +361,9 @@ class Busy:
         ):
             add("delta")
             self.remove("delta", what)
+        waiting = self.world.request("delta")
         self.world.suspend("delta")
+        self.world.claim(run_id=waiting)
         self.world.reactivate("delta")
         self.contact("delta")
         self.provision("delta")

@@ -215,7 +215,10 @@ class World:
     def listeners(self) -> int:
         """How many sessions listen."""
         with psycopg.connect(self.dsn) as connection:
-            row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'").fetchone()
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'convergence listener%'"
+                " AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')"
+            ).fetchone()
         return row[0] if row else 0
 
     def events(self) -> list[Any]:

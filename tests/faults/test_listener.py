@@ -149,7 +149,7 @@ def test_what_was_announced_before_a_word_of_the_server_has_been_handed_over(acm
             go.wait(20)
 
     listener = kind(
-        acme.dsn, {channels.KEYS: handle}, heard=lambda at: words.put((at, "second" in handed)), ask_s=0.001
+        acme.dsn, {channels.KEYS: handle}, heard=lambda at: words.put((at, "second" in handed)), ask_s=0.000_001
     )
     listener.start()
     words.get(timeout=20)
