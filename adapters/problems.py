@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from adapters.projection_views import problems_of
-from adapters.status_views import Problem, StatusView
+from adapters.status_views import StatusView, Trouble
 
 WAIT_S: Final = 60.0
 """A run that could start and waits for a worker longer than this is a problem."""
@@ -15,7 +15,7 @@ _YOUNG_S: Final = 80.0
 """A worker begins to take over a lease's time after its start: of a younger one nothing can be said."""
 
 
-FULL: Final = Problem(
+FULL: Final = Trouble(
     problem="The database's disk is full: nothing can be stored.",
     remedy="Make room on PostgreSQL's disk. All goes on by itself then.",
 )
@@ -29,7 +29,7 @@ def problems(
     wait_s: float = WAIT_S,
     given_up: int = 0,
     full: bool = False,
-) -> list[Problem]:
+) -> list[Trouble]:
     """Slots that nobody triggers, runs that no worker starts or a dead one holds, projections that do not go on.
 
     `longest_wait_s` is how long the first of the runs that could start waits, `overdue_s` says of each worker id for
@@ -46,21 +46,21 @@ def problems(
     ]
 
 
-def undelivered(given_up: int) -> Iterator[Problem]:
+def undelivered(given_up: int) -> Iterator[Trouble]:
     """What to do about deliveries of notifications that were given up."""
     if given_up:
         were = "1 delivery of a notification was" if given_up == 1 else f"{given_up} deliveries of notifications were"
-        yield Problem(
+        yield Trouble(
             problem=f"{were} given up.",
             remedy="convergence notifications list --state DEAD says why; convergence notifications replay ID retries.",
         )
 
 
-def _slots_late(status: StatusView) -> Iterator[Problem]:
+def _slots_late(status: StatusView) -> Iterator[Trouble]:
     if status.due_seconds is None or status.due_seconds <= _SLOT_LATE_S:
         return
     lives = status.alive["scheduler"]
-    yield Problem(
+    yield Trouble(
         problem=f"{_pipelines(status.due)} been due for {span(status.due_seconds)} and not been triggered.",
         remedy="Look at the schedulers' logs: one that lives does not trigger them."
         if lives
@@ -68,7 +68,7 @@ def _slots_late(status: StatusView) -> Iterator[Problem]:
     )
 
 
-def _runs_left_waiting(status: StatusView, seconds: float | None, wait_s: float) -> Iterator[Problem]:
+def _runs_left_waiting(status: StatusView, seconds: float | None, wait_s: float) -> Iterator[Trouble]:
     if seconds is None or seconds <= wait_s:
         return
     if not status.alive["worker"]:
@@ -77,10 +77,10 @@ def _runs_left_waiting(status: StatusView, seconds: float | None, wait_s: float)
         remedy = "Workers have room and do not take it: look at their logs."
     else:
         remedy = "All workers are busy. Start another one (convergence worker), or raise WORKER_CONCURRENCY."
-    yield Problem(problem=f"A run that could start has waited {span(seconds)} for a worker.", remedy=remedy)
+    yield Trouble(problem=f"A run that could start has waited {span(seconds)} for a worker.", remedy=remedy)
 
 
-def _runs_left_behind(status: StatusView, overdue: Mapping[str, float]) -> Iterator[Problem]:
+def _runs_left_behind(status: StatusView, overdue: Mapping[str, float]) -> Iterator[Trouble]:
     for worker in status.workers:
         over = overdue.get(worker.worker_id, 0.0)
         if not worker.runs or (worker.alive is not False and over <= _LEASE_OVER_S):
@@ -101,7 +101,7 @@ def _runs_left_behind(status: StatusView, overdue: Mapping[str, float]) -> Itera
                 if others
                 else "No worker lives to take them over. Start one: convergence worker."
             )
-        yield Problem(problem=sentence, remedy=remedy)
+        yield Trouble(problem=sentence, remedy=remedy)
 
 
 def _grown(status: StatusView) -> bool:

@@ -9,7 +9,7 @@ from adapters.postgres import rebuilds
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.reads import projections
 from adapters.postgres.reads.projections import Standing
-from adapters.status_views import Problem, ProjectionsView, ProjectionView, RebuildView, SkipView
+from adapters.status_views import ProjectionsView, ProjectionView, RebuildView, SkipView, Trouble
 from projections.follow import ProblemKind
 
 LAGGING_SECONDS: Final = 60.0
@@ -77,11 +77,11 @@ def _lags(found: Standing) -> str | None:
     return f"is {found.behind} events and {found.behind_seconds:.0f} seconds behind.{alone}"
 
 
-def problems_of(views: Sequence[ProjectionView]) -> Iterator[Problem]:
+def problems_of(views: Sequence[ProjectionView]) -> Iterator[Trouble]:
     """What is wrong with projections, and what an operator does about it."""
     for shown in views:
         if shown.problem is not None:
-            yield Problem(problem=f"Projection {shown.name}: {shown.problem}", remedy=_remedy(shown))
+            yield Trouble(problem=f"Projection {shown.name}: {shown.problem}", remedy=_remedy(shown))
 
 
 def _remedy(shown: ProjectionView) -> str:

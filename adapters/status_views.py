@@ -79,7 +79,7 @@ class ProcessView(BaseModel):
     alive: bool
 
 
-class Problem(BaseModel):
+class Trouble(BaseModel):
     """Something that an operator has to look at."""
 
     problem: str
@@ -166,4 +166,4 @@ class StatusView(BaseModel):
     processes: list[ProcessView]
     leases: list[LeaseView] = Field(description="Running runs; of many, those whose leases end first.")
     projections: list[ProjectionView]
-    problems: list[Problem]
+    problems: list[Trouble]

@@ -183,6 +183,8 @@ def _documented(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         problem = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document["components"]["schemas"]
+        if errors.Problem.__name__ in schemas:
+            raise ValueError("A view has the name of the errors' body, which would hide it in the document.")
         schemas |= problem.pop("$defs", {})
         schemas["Problem"] = problem
         required_scopes.describe(document, (route for router in ROUTERS for route in router.routes))
