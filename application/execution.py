@@ -59,8 +59,7 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
     if not found:
         return [], 0
     owners = sorted({customer_id for _, customer_id in found})
-    now = tx.lock(owners)
-    subscriptions, runs = tx.load(owners, [(UUID(run_id), customer_id) for run_id, customer_id in found])
+    now, subscriptions, runs = tx.hold(owners, [(UUID(run_id), customer_id) for run_id, customer_id in found])
     waiting: dict[str, list[Start]] = defaultdict(list)
     allowed: set[str] = set()
     for (run_id, customer_id), run in zip(found, runs, strict=True):
@@ -166,8 +165,7 @@ def report_outcomes(command: ReportOutcomes, platform: Platform) -> list[str]:
 def _report(tx: Transaction, command: ReportOutcomes) -> list[str]:
     tx.session.lock_runs([o.run_id for o in command.outcomes])
     owners = sorted({o.customer_id for o in command.outcomes})
-    now = tx.lock(owners)
-    subscriptions, runs = tx.load(owners, [(UUID(o.run_id), o.customer_id) for o in command.outcomes])
+    now, subscriptions, runs = tx.hold(owners, [(UUID(o.run_id), o.customer_id) for o in command.outcomes])
     refused: list[str] = []
     released: dict[str, dict[str, bool | None]] = defaultdict(dict)
     for outcome, run in zip(command.outcomes, runs, strict=True):
@@ -251,8 +249,7 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
         if not leases:
             return []
         owners = sorted({lease.customer_id for lease in leases})
-        now = tx.lock(owners)
-        subscriptions, runs = tx.load(owners, [(UUID(lease.run_id), lease.customer_id) for lease in leases])
+        now, subscriptions, runs = tx.hold(owners, [(UUID(lease.run_id), lease.customer_id) for lease in leases])
         released: dict[str, dict[str, bool | None]] = defaultdict(dict)
         for lease, run in zip(leases, runs, strict=True):
             if run.unreadable or subscriptions[lease.customer_id].unreadable:

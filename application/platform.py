@@ -1,9 +1,9 @@
 """The event store as use cases see it: load streams, let them decide, append what they decided, in one transaction."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Generic, Protocol, TypeVar, overload
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, overload
 from uuid import UUID
 
 import msgspec
@@ -149,6 +149,26 @@ class Stream(Generic[State, Event]):
         return by.carrying_on(self.began, self.latest)
 
 
+Wanted = tuple[Kind[Any, Any], UUID, str]
+"""A stream's kind, its id, and whose it is."""
+Ask = Callable[[Mapping[UUID, int]], Sequence[Snapshot | StoredEvent]]
+
+
+class Held(NamedTuple):
+    """Customers who are locked, `since` when by the database's clock, and what was loaded then."""
+
+    since: datetime
+    subscriptions: Mapping[str, Stream[Subscription, SubscriptionEvent]]
+    runs: Sequence[Stream[PipelineRun, RunEvent]]
+
+
+def _wanted(subscriptions: Sequence[str], runs: Sequence[tuple[UUID, str]]) -> list[Wanted]:
+    return [
+        *((SUBSCRIPTION, subscription_stream(customer_id), customer_id) for customer_id in subscriptions),
+        *((RUN, run_id, customer_id) for run_id, customer_id in runs),
+    ]
+
+
 class Transaction:
     """Streams loaded and appended to together.
 
@@ -197,12 +217,21 @@ class Transaction:
         self, subscriptions: Sequence[str], runs: Sequence[tuple[UUID, str]]
     ) -> tuple[dict[str, Stream[Subscription, SubscriptionEvent]], list[Stream[PipelineRun, RunEvent]]]:
         """The subscriptions of these customers, and these runs, each with whose it is, in their order: all at once."""
-        wanted: list[tuple[Kind[Any, Any], UUID, str]] = [
-            *((SUBSCRIPTION, subscription_stream(customer_id), customer_id) for customer_id in subscriptions),
-            *((RUN, run_id, customer_id) for run_id, customer_id in runs),
-        ]
-        streams = self._load(wanted)
+        streams = self._load(_wanted(subscriptions, runs))
         return dict(zip(subscriptions, streams, strict=False)), streams[len(subscriptions) :]
+
+    def hold(self, customer_ids: Sequence[str], runs: Sequence[tuple[UUID, str]]) -> Held:
+        """`lock` these customers, and then `load` their subscriptions and these runs: all at once."""
+        since: list[datetime] = []
+
+        def ask(shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
+            at, found = self.session.lock_and_load(sorted(set(customer_ids)), shapes)
+            since.append(at)
+            return found
+
+        streams = self._load(_wanted(customer_ids, runs), ask)
+        subscriptions = dict(zip(customer_ids, streams, strict=False))
+        return Held(since[0], subscriptions, streams[len(customer_ids) :])
 
     @property
     def repeated(self) -> bool:
@@ -214,10 +243,10 @@ class Transaction:
         """Hold these customers against other deciders, before their streams are loaded; since when, by the database."""
         return self.session.lock_customers(sorted(set(customer_ids)))
 
-    def _load(self, wanted: Sequence[tuple[Kind[Any, Any], UUID, str]]) -> list[Stream[Any, Any]]:
+    def _load(self, wanted: Sequence[Wanted], ask: Ask | None = None) -> list[Stream[Any, Any]]:
         missing = {i: Stream(kind, i, c) for kind, i, c in wanted if i not in self._streams}
-        if missing:
-            for found in self.session.load({i: stream.kind.shape for i, stream in missing.items()}):
+        if missing or ask:
+            for found in (ask or self.session.load)({i: stream.kind.shape for i, stream in missing.items()}):
                 stream = missing[found.stream_id if isinstance(found, Snapshot) else found.originator_id]  # type: ignore[index]
                 stream.read(found, self._mapper)
             for stream in missing.values():

@@ -60,8 +60,7 @@ def request_run(command: RequestRun, platform: Platform, catalogue: Catalogue) -
 
 def _admit(command: Command, run_id: UUID, order: RunScheduled, platform: Platform) -> UUID:
     def work(tx: Transaction) -> Refusal | None:
-        tx.lock([order.customer_id])
-        subscriptions, [run] = tx.load([order.customer_id], [(run_id, order.customer_id)])
+        _, subscriptions, [run] = tx.hold([order.customer_id], [(run_id, order.customer_id)])
         subscription = subscriptions[order.customer_id]
         if run.exists:
             run.must("No such run.")

@@ -39,6 +39,10 @@ class Triggered:
         return Triggered(self.triggered + other.triggered, self.queued + other.queued, self.skipped + other.skipped)
 
 
+class _TooMany(Exception):  # noqa: N818 - it says what is due
+    """A full batch is due, and maybe more."""
+
+
 class TriggerSchedules(Command):
     """At most `batch` due pipelines are taken in one transaction, and no more of them than make `runs` runs.
 
@@ -62,8 +66,8 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
             command, lambda tx: _trigger_batch(tx, command, catalogue, lane, unreadable), of_many=True
         )
 
-    def rest(lane: Lane) -> Triggered:
-        total, unreadable = Triggered(), set(damaged)
+    def rest(lane: Lane, unreadable: set[str]) -> Triggered:
+        total = Triggered()
         while True:
             passed = len(unreadable)
             done = batch(lane, unreadable)
@@ -74,18 +78,26 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
             total += done
 
     damaged: set[str] = set()
-    first = batch(ONE_LANE, damaged)
-    if first.triggered < command.batch:
-        return first + rest(ONE_LANE) if first.triggered or damaged else first
-    with ThreadPoolExecutor(command.lanes, thread_name_prefix="trigger") as pool:
-        return sum(pool.map(rest, [Lane(number, command.lanes) for number in range(command.lanes)]), first)
+    try:
+        first = batch(ONE_LANE, damaged)
+    except _TooMany:
+        with ThreadPoolExecutor(command.lanes, thread_name_prefix="trigger") as pool:
+            lanes = [Lane(number, command.lanes) for number in range(command.lanes)]
+            return sum(pool.map(lambda lane: rest(lane, set()), lanes), Triggered())
+    return first + rest(ONE_LANE, damaged) if first.triggered or damaged else first
 
 
 def _trigger_batch(
     tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane, unreadable: set[str]
 ) -> Triggered:
-    """One batch besides the pipelines that are `unreadable`; those that turn out to be are added to them."""
-    customer_ids = tx.session.due_customers(command.at, command.batch, lane, unreadable)
+    """One batch besides the pipelines that are `unreadable`; those that turn out to be are added to them.
+
+    Raises `_TooMany` when more may be due than fit into one, and they could go in lanes.
+    """
+    seen = tx.session.due_customers(command.at, command.batch, lane, unreadable)
+    if len(seen) == command.batch and lane is ONE_LANE and command.lanes > 1:
+        raise _TooMany
+    customer_ids = sorted(set(seen))
     if not customer_ids:
         return Triggered()
     overlapped = _lock_overlapped(tx, customer_ids, command.at)
@@ -149,7 +161,8 @@ def _readable(
     planned = [p for p in planned if p.due.config_id not in damaged]
     # Those whose slot makes no new run are moved on by their customer.
     moved = {p.due.config_id for p in planned if not p.unreadable and not runs[p.run_id].exists}
-    rest = [d for d in due if d.config_id not in moved | damaged]
+    passed = moved | damaged
+    rest = [d for d in due if d.config_id not in passed]
     customers = tx.customers([d.customer_id for d in rest])
     damaged |= {d.config_id for d in rest if customers[d.customer_id].unreadable}
     return [d for d in due if d.config_id not in damaged], [p for p in planned if p.due.config_id not in damaged]

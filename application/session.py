@@ -96,13 +96,21 @@ class Session(Protocol):
         Returns what the database's clock showed once all were held.
         """
 
+    def lock_and_load(
+        self, customer_ids: Sequence[str], shapes: Mapping[UUID, int]
+    ) -> tuple[datetime, Sequence[Snapshot | StoredEvent]]:
+        """`lock_customers`, and then `load`, in one question to the database."""
+
     def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
         """These streams, each in order: its snapshot of the given shape, if it has one, and the events after that."""
 
     def append(
         self, recorded: Sequence[Recorded], stored: Sequence[StoredEvent], snapshots: Sequence[Snapshot]
     ) -> None:
-        """Append events, with the rows that follow from them. Raises `Superseded` when a version is taken."""
+        """Append events, with the rows that follow from them. Nothing is asked after that.
+
+        When a version is taken, the transaction ends with `Superseded`.
+        """
 
     def lock_runs(self, run_ids: Sequence[str]) -> None:
         """Hold the queue rows and leases of these runs.
@@ -114,7 +122,10 @@ class Session(Protocol):
     def due_customers(
         self, now: datetime, limit: int, lane: Lane, besides: Collection[str] = frozenset()
     ) -> Sequence[str]:
-        """Whose pipelines, `besides` these, are due, the longest due first; only customers of this lane."""
+        """The customers of the `limit` pipelines, `besides` these, that are the longest due, one for each.
+
+        Only customers of this lane.
+        """
 
     def due_pipelines(
         self, customer_ids: Sequence[str], now: datetime, limit: int, besides: Collection[str] = frozenset()

@@ -12,7 +12,7 @@ import psycopg
 from eventsourcing import persistence
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
-from psycopg import Connection, Cursor
+from psycopg import Connection, Cursor, Pipeline
 from psycopg.rows import DictRow, dict_row
 from psycopg.sql import SQL, Identifier
 from psycopg.types.json import set_json_loads
@@ -77,6 +77,26 @@ def _configure(connection: Connection[DictRow]) -> None:
         connection.execute("SELECT set_config('transaction_timeout', %s, false)", (f"{_LONGEST_TRANSACTION_S}s",))
 
 
+class PipelinedCursor(Cursor[DictRow]):
+    """Sends statements as they come, and waits for the server when their rows are fetched, all at once.
+
+    The server then knows that the client thinks, and ends a transaction whose client thinks for too long.
+    """
+
+    def __init__(self, connection: Connection[DictRow], pipeline: Pipeline) -> None:
+        super().__init__(connection)
+        self._answers = pipeline
+
+    def another(self) -> "PipelinedCursor":
+        """For one more statement in the same pipeline, before the rows of the first are fetched."""
+        return PipelinedCursor(self.connection, self._answers)
+
+    def fetchall(self) -> list[DictRow]:
+        if self.pgresult is None:
+            self._answers.sync()
+        return super().fetchall()
+
+
 class Reads(Protocol):
     """Where rows are read: by the service itself, or on behalf of one customer."""
 
@@ -127,6 +147,20 @@ class Datastore(PostgresDatastore):
     def transaction_cursor(self) -> Iterator[Cursor[DictRow]]:
         """A transaction; raises `Away` when the database is away and `Superseded` when another one was first."""
         with self.connected() as connection, connection.transaction(), connection.cursor() as cursor:
+            yield cursor
+
+    @contextmanager
+    def pipelined_cursor(self) -> Iterator[PipelinedCursor]:
+        """As `transaction_cursor`, and it waits for the server only where rows are fetched, and at the end.
+
+        What a statement raises is raised there.
+        """
+        with (
+            self.connected() as connection,
+            connection.pipeline() as pipeline,
+            connection.transaction(),
+            PipelinedCursor(connection, pipeline) as cursor,
+        ):
             yield cursor
 
     @property

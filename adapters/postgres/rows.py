@@ -64,7 +64,9 @@ def writes_of(rows: Iterable[Folded], *, just_appended: int = 0) -> list[Write]:
     for folded in rows:
         table = folded.table
         shape = (table.name, folded.whole, tuple(folded.values))
-        values = {**folded.values, "position": folded.position}
+        # What is left out is NULL: a new run has more of that than of anything else, and it need not be read.
+        values = {name: value for name, value in folded.values.items() if value is not None}
+        values["position"] = folded.position
         for name in _BYTES[table.name]:
             if (value := values.get(name)) is not None:
                 values[name] = "\\x" + value.hex()

@@ -7,11 +7,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from eventsourcing.persistence import StoredEvent
-from psycopg import Cursor
 from psycopg.rows import DictRow
 
 from adapters.postgres import billing, channels, claims, erasures, rows
-from adapters.postgres.event_log import Datastore, EventRecorder
+from adapters.postgres.event_log import Datastore, EventRecorder, PipelinedCursor
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.requests import KEPT
 from application.mapper import Recorded
@@ -35,9 +34,9 @@ _LOAD: Final = (
     b" ORDER BY 1, 2"
 )
 _DUE_CUSTOMERS: Final = (
-    "SELECT DISTINCT customer_id FROM (SELECT customer_id FROM customer_pipeline_configs"
+    "SELECT customer_id FROM customer_pipeline_configs"
     " WHERE is_active AND deleted_at IS NULL AND next_run_time <= %s AND abs(hashtext(customer_id)::bigint) %% %s = %s"
-    " AND config_id <> ALL(%s) ORDER BY next_run_time LIMIT %s) AS due"
+    " AND config_id <> ALL(%s) ORDER BY next_run_time LIMIT %s"
 )
 _DUE: Final = (
     "SELECT c.config_id, c.customer_id, c.provider, c.domain, c.pipeline_template, c.schedule_cron, c.timezone,"
@@ -108,7 +107,7 @@ _KEEP_SNAPSHOTS: Final = (
 class PostgresSession(Session):
     """One transaction's cursor, and what can be asked of it."""
 
-    def __init__(self, cursor: Cursor[DictRow], recorder: EventRecorder, picker: claims.Picker) -> None:
+    def __init__(self, cursor: PipelinedCursor, recorder: EventRecorder, picker: claims.Picker) -> None:
         self._cursor = cursor
         self._recorder = recorder
         self._picker = picker
@@ -129,16 +128,28 @@ class PostgresSession(Session):
         return bool(self._rows(_WAS_TAKEN_UP, (command_id, command, KEPT)))
 
     def lock_customers(self, customer_ids: Sequence[str]) -> datetime:
-        held = self._rows(_HOLD_CUSTOMERS, (",".join(customer_ids),)) if customer_ids else []
-        return held[-1]["at"] if held else self.now()
+        return self.lock_and_load(customer_ids, {})[0]
+
+    def lock_and_load(
+        self, customer_ids: Sequence[str], shapes: Mapping[UUID, int]
+    ) -> tuple[datetime, Sequence[Snapshot | StoredEvent]]:
+        if not customer_ids:
+            return self.now(), self.load(shapes)
+        holding = self._cursor.another()
+        holding.execute(_HOLD_CUSTOMERS, (",".join(customer_ids),), prepare=True)
+        # What is loaded is what there is once they are held: a statement sees what was committed before it began.
+        loaded = self.load(shapes)
+        held = holding.fetchall()
+        return (held[-1]["at"] if held else self.now()), loaded
 
     def lock_runs(self, run_ids: Sequence[str]) -> None:
         wanted = (",".join(sorted(run_ids)),)
-        with self._cursor.connection.pipeline():
-            self._cursor.execute(_HOLD_QUEUE, wanted, prepare=True)
-            self._cursor.execute(_HOLD_LEASES, wanted, prepare=True)
+        self._cursor.execute(_HOLD_QUEUE, wanted, prepare=True)
+        self._cursor.execute(_HOLD_LEASES, wanted, prepare=True)
 
     def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
+        if not shapes:
+            return []
         wanted = (",".join(map(str, shapes)), ",".join(map(str, shapes.values())))
         found = self._cursor.execute(_LOAD, wanted, prepare=True, binary=True).fetchall()
         return [
@@ -161,15 +172,14 @@ class PostgresSession(Session):
         if snapshots:
             states = [{"i": s.stream_id, "v": s.version, "f": s.shape, "s": s.state.decode()} for s in snapshots]
             writes.append((_KEEP_SNAPSHOTS, [json_of(states)]))
-        # Sent without waiting in between: others wait for the log's lock until all of it is done.
-        with self._cursor.connection.pipeline():
-            # All that a customer has may take seconds to delete, and who deletes it has locked the customer.
-            for statement, parameters in rows.deletes_of(forgotten, just_appended=True):
-                self._cursor.execute(statement, parameters)
-            self._recorder.append(self._cursor, stored, [r.envelope.customer_id for r in recorded])
-            for statement, parameters in writes:
-                self._cursor.execute(statement, parameters, prepare=True)
-            self.rekeyed |= channels.announce(self._cursor, recorded)
+        # Sent without waiting in between, up to the COMMIT: others wait for the log's lock until all of it is done.
+        # All that a customer has may take seconds to delete, and who deletes it has locked the customer.
+        for statement, parameters in rows.deletes_of(forgotten, just_appended=True):
+            self._cursor.execute(statement, parameters)
+        self._recorder.append(self._cursor, stored, [r.envelope.customer_id for r in recorded])
+        for statement, parameters in writes:
+            self._cursor.execute(statement, parameters, prepare=True)
+        self.rekeyed |= channels.announce(self._cursor, recorded)
         self.appended = True
 
     def due_customers(
@@ -291,7 +301,7 @@ class PostgresStore:
 
     @contextmanager
     def transaction(self) -> Iterator[PostgresSession]:
-        with self._datastore.transaction_cursor() as cursor:
+        with self._datastore.pipelined_cursor() as cursor:
             session = PostgresSession(cursor, self.recorder, self._picker)
             yield session
         if session.appended:

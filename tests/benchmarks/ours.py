@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from adapters.bootstrap import Service, build, origin, utc_now
+from adapters.process import settle
 from adapters.settings import Settings
 from application.customers import Onboard, onboard
 from application.scheduling import TriggerSchedules, trigger_schedules
@@ -50,6 +51,7 @@ def trigger(service: Service, customers: int, pipelines: int) -> dict[str, float
 
 def _trigger(dsn: str, settings: Settings, slot: datetime) -> tuple[int, float, float]:
     service = build(settings, dsn)
+    settle()  # as a scheduler process does
     with service.store.transaction() as session:
         session.now()
     before = peak_kib()

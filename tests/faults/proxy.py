@@ -8,7 +8,8 @@ from enum import Flag, auto
 from typing import Self
 from urllib.parse import urlsplit
 
-COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
+COMMIT = re.compile(rb"Q\x00\x00\x00\x0bCOMMIT\x00|P\x00\x00\x00\x0e\x00COMMIT\x00\x00\x00")
+"""As a query of its own, and as a statement among others that are sent together."""
 COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"
 APPENDS = re.compile(rb'"t":"[a-z.-]+@\d')
 """What an event's topic looks like on its way into the log."""
@@ -62,7 +63,7 @@ class Link:
     def _lets_up(self, data: bytes) -> bool:
         """Whether this goes on to the server; notices a COMMIT of events that is to be lost."""
         self.sent += data
-        if COMMIT not in data:
+        if COMMIT.search(self.sent) is None:
             return True
         appended, self.sent = APPENDS.search(self.sent) is not None, b""
         if not appended:
