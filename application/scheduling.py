@@ -39,10 +39,6 @@ class Triggered:
         return Triggered(self.triggered + other.triggered, self.queued + other.queued, self.skipped + other.skipped)
 
 
-class _TooMany(Exception):  # noqa: N818 - it says what is due
-    """A full batch is due, and maybe more."""
-
-
 class TriggerSchedules(Command):
     """At most `batch` due pipelines are taken in one transaction, and no more of them than make `runs` runs.
 
@@ -61,42 +57,42 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
     whose customer, subscription or runs cannot be read; however many they are, the others behind them are found.
     """
 
-    def batch(lane: Lane, unreadable: set[str]) -> Triggered:
+    def batch(lane: Lane, unreadable: set[str]) -> Triggered | None:
         return platform.transact(
             command, lambda tx: _trigger_batch(tx, command, catalogue, lane, unreadable), of_many=True
         )
 
-    def rest(lane: Lane, unreadable: set[str]) -> Triggered:
-        total = Triggered()
+    def go(lane: Lane) -> Triggered:
+        total, unreadable = Triggered(), set[str]()
         while True:
             passed = len(unreadable)
             done = batch(lane, unreadable)
+            if done is None:
+                return total + in_lanes()
             # Less than a full batch says nothing: others may have taken a part of what was seen. When they took all of
             # it, they go on themselves.
             if not done.triggered and len(unreadable) == passed:
                 return total
             total += done
 
-    damaged: set[str] = set()
-    try:
-        first = batch(ONE_LANE, damaged)
-    except _TooMany:
+    def in_lanes() -> Triggered:
         with ThreadPoolExecutor(command.lanes, thread_name_prefix="trigger") as pool:
             lanes = [Lane(number, command.lanes) for number in range(command.lanes)]
-            return sum(pool.map(lambda lane: rest(lane, set()), lanes), Triggered())
-    return first + rest(ONE_LANE, damaged) if first.triggered or damaged else first
+            return sum(pool.map(go, lanes), Triggered())
+
+    return go(ONE_LANE)
 
 
 def _trigger_batch(
     tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane, unreadable: set[str]
-) -> Triggered:
+) -> Triggered | None:
     """One batch besides the pipelines that are `unreadable`; those that turn out to be are added to them.
 
-    Raises `_TooMany` when more may be due than fit into one, and they could go in lanes.
+    None, and nothing done, when a full batch and maybe more is due, which can go in lanes.
     """
     seen = tx.session.due_customers(command.at, command.batch, lane, unreadable)
-    if len(seen) == command.batch and lane is ONE_LANE and command.lanes > 1:
-        raise _TooMany
+    if len(seen) == command.batch and lane == ONE_LANE and command.lanes > 1:
+        return None
     customer_ids = sorted(set(seen))
     if not customer_ids:
         return Triggered()

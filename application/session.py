@@ -113,7 +113,7 @@ class Session(Protocol):
         """
 
     def lock_runs(self, run_ids: Sequence[str]) -> None:
-        """Hold the queue rows and leases of these runs.
+        """Hold the queue rows and leases of these runs, from whatever is read next on.
 
         Locks are taken in one order everywhere: queue, leases, customers by id, pipelines, log. A lease comes into
         being under its queue row's lock only, so that whoever holds the row sees the lease.

@@ -197,6 +197,7 @@ def cross(world: World, number: int, others: Barrier, run_id: str) -> Done:
                 session.lock_runs([run_id])
             elif number == 1:
                 session.lock_customers([CUSTOMERS[0]])
+            session.now()  # asked for is not held: what is fetched next waits for it
             others.wait()
             if number == 0:
                 session.lock_customers([CUSTOMERS[0]])
