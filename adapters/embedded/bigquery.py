@@ -94,6 +94,7 @@ class EmbeddedBigQuery:
         self._lock = DirectoryLock(self._directory)
         self._gate = threading.RLock()
         self._child: Child | None = None
+        self._looked_at: Child | None = None
         self._supervisor: Supervisor | None = None
         self._answered_at = self._started_at = self._asked_at = time.monotonic()
 
@@ -141,7 +142,7 @@ class EmbeddedBigQuery:
                 self._lock.release()
                 raise
             self._supervisor = Supervisor(
-                "The local BigQuery", ailing=self._ailing, restart=self.restart, every_seconds=1
+                "The local BigQuery", ailing=self._ailing, restart=self._replace, every_seconds=1
             )
             self._supervisor.start()
             return self.url
@@ -163,6 +164,12 @@ class EmbeddedBigQuery:
             self._end()
             end_leftovers(list(_emulators_of(self._data)), signal.SIGKILL, _STOP_SECONDS)
             self._open()
+
+    def _replace(self) -> None:
+        """Restart the process that was found ailing, unless it has been replaced meanwhile."""
+        with self._gate:
+            if self._child is None or self._child is self._looked_at:
+                self.restart()
 
     def healthy(self) -> bool:
         """Whether it runs and answers within five seconds."""
@@ -189,7 +196,7 @@ class EmbeddedBigQuery:
         return status is not None and status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     def _ailing(self) -> str | None:
-        child = self._child
+        child = self._looked_at = self._child
         if child is None or not child.running:
             return "ended by itself"
         now = time.monotonic()
