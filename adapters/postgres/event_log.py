@@ -153,7 +153,7 @@ class Datastore(PostgresDatastore):
     def pipelined_cursor(self) -> Iterator[PipelinedCursor]:
         """As `transaction_cursor`, and it waits for the server only where rows are fetched, and at the end.
 
-        What a statement raises is raised there.
+        What a statement raises is raised there at the latest.
         """
         with (
             self.connected() as connection,

@@ -211,6 +211,7 @@ def beat_amid_a_report(world: World, beat: Callable[[], Answer]) -> Answer:
     with ThreadPoolExecutor(1) as threads:
         with world.store.transaction() as session:
             session.lock_runs([low])
+            session.now()  # asked for is not held: what is fetched next waits for it
             beating = threads.submit(beat)
             until(world.waiting_sessions)
             session.lock_runs([high])
