@@ -85,6 +85,11 @@ class Service:
     triggering: threading.Lock = field(default_factory=threading.Lock)
     """Held while this process triggers schedules: a second pass at the same time would only take its connections."""
 
+    def forget(self, customer_id: str) -> None:
+        """Drop what this process remembers under the customer's data keys; "" is everybody's."""
+        self.vault.forget(customer_id)
+        self.platform.forget(customer_id)
+
     def close(self) -> None:
         self.datastore.close()
         self.data_keys.close()

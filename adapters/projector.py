@@ -81,7 +81,7 @@ def run_projector(service: Service, stop: threading.Event) -> None:
         for deliverer in deliverers:
             deliverer.wake.set()
 
-    listener = Listener(service.dsn, {LOG: wake_all, NEWS: deliver_all, DATA_KEYS: service.vault.forget})
+    listener = Listener(service.dsn, {LOG: wake_all, NEWS: deliver_all, DATA_KEYS: service.forget})
     listener.start()
     threads = [*followers, *deliverers, sealer, Rebuilder(service, stop), Eraser(service, stop), Granter(service, stop)]
     for thread in threads:

@@ -44,7 +44,7 @@ def trigger_now(service: Service, by: Origin, *, turn_s: float = TURN_S) -> Trig
 def run_scheduler(service: Service, stop: threading.Event) -> None:
     """Trigger due slots until `stop` is set. Any number of these may run: a slot is scheduled once."""
     wake = threading.Event()
-    listener = Listener(service.dsn, {SCHEDULES: lambda _: wake.set(), DATA_KEYS: service.vault.forget})
+    listener = Listener(service.dsn, {SCHEDULES: lambda _: wake.set(), DATA_KEYS: service.forget})
     listener.start()
     deadlines = Deadlines(service)
     try:

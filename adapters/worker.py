@@ -69,7 +69,7 @@ def run_worker(
     wake, beat_now, failing = threading.Event(), threading.Event(), Shutdown()
     listener = Listener(
         service.dsn,
-        {QUEUE: lambda _: wake.set(), STOP: lambda _: beat_now.set(), DATA_KEYS: service.vault.forget},
+        {QUEUE: lambda _: wake.set(), STOP: lambda _: beat_now.set(), DATA_KEYS: service.forget},
     )
     with (
         Worker(service, settings.worker_id, timing=timing, let_go=wake.set) as worker,

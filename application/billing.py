@@ -10,8 +10,9 @@ from pydantic import EmailStr, Field, SecretStr
 from application.command import Command, Line, Request, new_id
 from application.customers import NewCustomer, join, random_key_part, sealed_key
 from application.pipelines import upcoming
-from application.platform import Platform, Stream, Transaction
+from application.platform import Platform, Transaction
 from application.ports import Vault
+from application.streams import Stream
 from domain.billing import BillingAccount, Terms, note
 from domain.billing_events import (
     AccountOpened,

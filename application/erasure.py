@@ -8,7 +8,8 @@ from typing import Final
 from uuid import UUID
 
 from application.command import Command, Line
-from application.platform import Platform, Stream, Transaction
+from application.platform import Platform, Transaction
+from application.streams import Stream
 from domain.customer import Customer, Status
 from domain.customer_events import CustomerEvent
 from domain.pipeline_run import RunState

@@ -1,9 +1,9 @@
 """The event store as use cases see it: load streams, let them decide, append what they decided, in one transaction."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, overload
+from itertools import groupby
+from typing import Any, NamedTuple, TypeVar, overload
 from uuid import UUID
 
 import msgspec
@@ -12,146 +12,28 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_a
 
 from application.command import Command
 from application.damage import Damage
-from application.mapper import EventMapper, Recorded, UnreadableEvent, topic_of
+from application.mapper import EventMapper, Recorded, topic_of
 from application.ports import Away
-from application.session import Session, Snapshot, Store, Superseded
-from domain import billing, customer, pipeline_run, projection, subscription
+from application.remembered import Memory, Remembered
+from application.session import From, Session, Snapshot, Store, Superseded
+from application.streams import BILLING, CUSTOMER, PROJECTION, RUN, SNAPSHOT_EVERY, SUBSCRIPTION, Kind, Stream
 from domain.billing import BillingAccount
 from domain.billing_events import BillingEvent
 from domain.customer import Customer
 from domain.customer_events import CustomerEvent
-from domain.envelope import Envelope, Origin
+from domain.envelope import Envelope
 from domain.identity import billing_stream, customer_stream, projection_stream, subscription_stream
 from domain.pipeline_run import PipelineRun
 from domain.projection import EventSkipped, Projection
-from domain.refusals import NotFound
 from domain.run_events import RunEvent
 from domain.subscription import Subscription
 from domain.subscription_events import SubscriptionEvent
 
-
-class Owned(Protocol):
-    """The state of a stream: it knows whose it is."""
-
-    @property
-    def customer_id(self) -> str: ...
-
-
-State = TypeVar("State", bound=Owned)
-Event = TypeVar("Event")
 Result = TypeVar("Result")
-
-SNAPSHOT_EVERY: Final = 1
-"""Events between two snapshots of a subscription. One small row is rewritten with every append, which costs less than
-decoding and folding even a dozen events at every claim and every outcome (measured: 600 runs/s against 450)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind(Generic[State, Event]):
-    """A kind of stream: how its events fold, and how its state is kept as a snapshot, if at all."""
-
-    name: str
-    evolve: Callable[[State | None, Event], State]
-    decoder: "msgspec.json.Decoder[State] | None" = None
-    shape: int = 0
-    """Goes up when the state's fields or its fold change: older snapshots are then passed over. 0 has none."""
-
-    def restored(self, state: bytes) -> State:
-        """The state as a snapshot of this shape keeps it."""
-        if self.decoder is None:
-            raise TypeError(f"There are no snapshots of {self.name} streams.")
-        return self.decoder.decode(state)
-
-
-CUSTOMER: Final[Kind[Customer, CustomerEvent]] = Kind("customer", customer.evolve)
-SUBSCRIPTION: Final[Kind[Subscription, SubscriptionEvent]] = Kind(
-    "subscription", subscription.evolve, msgspec.json.Decoder(Subscription), shape=3
-)
-RUN: Final[Kind[PipelineRun, RunEvent]] = Kind("run", pipeline_run.evolve)
-PROJECTION: Final[Kind[Projection, EventSkipped]] = Kind("projection", projection.evolve)
-BILLING: Final[Kind[BillingAccount, BillingEvent]] = Kind("billing", billing.evolve)
-
-_UNFIT: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What folding an event raises that does not fit the state before it."""
-_BY_ITSELF: Final = frozenset({"worker", "service"})
-
-
-class Stream(Generic[State, Event]):
-    """One stream inside a transaction: its state, and the events decided so far.
-
-    One that is `unreadable` has no state, and says so when it is asked for it.
-    """
-
-    __slots__ = ("began", "customer_id", "kind", "latest", "pending", "state", "stream_id", "unreadable", "version")
-
-    def __init__(self, kind: Kind[State, Event], stream_id: UUID, customer_id: str) -> None:
-        self.kind = kind
-        self.stream_id = stream_id
-        self.customer_id = customer_id
-        self.state: State | None = None
-        self.version = 0
-        self.pending: list[Event] = []
-        self.began: Origin | None = None
-        self.latest: Origin | None = None
-        self.unreadable: UnreadableEvent | None = None
-
-    @property
-    def exists(self) -> bool:
-        self._must_be_readable()
-        return self.state is not None
-
-    def must(self, missing: str) -> State:
-        """The state; raises `NotFound(missing)` for a stream without events, or of another customer than was said."""
-        self._must_be_readable()
-        if self.state is None or self.state.customer_id != self.customer_id:
-            raise NotFound(missing)
-        return self.state
-
-    def read(self, stored: Snapshot | StoredEvent, mapper: EventMapper) -> None:
-        """Take in what is stored next: a snapshot, or an event."""
-        if isinstance(stored, Snapshot):
-            self.state = self.kind.restored(stored.state)
-            self.version = stored.version
-        elif self.unreadable is None:
-            try:
-                for recorded in mapper.to_domain_events(stored):
-                    event: Any = recorded.event
-                    self.state = self.kind.evolve(self.state, event)
-                    self.latest = recorded.envelope.by
-            except UnreadableEvent as error:
-                self.state, self.unreadable = None, error
-            except _UNFIT:
-                self.state = None
-                self.unreadable = UnreadableEvent(stored, "it does not follow from the events before it.")
-            self.began = self.began or self.latest
-            self.version = stored.originator_version
-
-    def append(self, events: Iterable[Event]) -> None:
-        """Add decided events, to be stored when the transaction ends; the state moves on at once."""
-        self._must_be_readable()
-        for event in events:
-            self.state = self.kind.evolve(self.state, event)
-            self.pending.append(event)
-
-    def _must_be_readable(self) -> None:
-        if self.unreadable is not None:
-            raise self.unreadable
-
-    def origin(self, by: Origin) -> Origin:
-        """`by`, as the stream's events are to name it.
-
-        What the service does by itself to a run belongs to what asked for the run, what it does to a billing account to
-        what Stripe told of it: one command does it to many.
-        """
-        begun_elsewhere = self.kind is RUN or self.kind is BILLING
-        if not begun_elsewhere or self.began is None or self.latest is None or by.kind not in _BY_ITSELF:
-            return by
-        return by.carrying_on(self.began, self.latest)
-
 
 Wanted = tuple[Kind[Any, Any], UUID, str]
 """A stream's kind, its id, and whose it is."""
-Ask = Callable[[Mapping[UUID, int]], Sequence[Snapshot | StoredEvent]]
+Ask = Callable[[Mapping[UUID, From]], Sequence[Snapshot | StoredEvent]]
 
 
 class Held(NamedTuple):
@@ -169,6 +51,10 @@ def _wanted(subscriptions: Sequence[str], runs: Sequence[tuple[UUID, str]]) -> l
     ]
 
 
+def _stream_of(stored: Snapshot | StoredEvent) -> UUID:
+    return stored.stream_id if isinstance(stored, Snapshot) else stored.originator_id  # type: ignore[return-value]
+
+
 class Transaction:
     """Streams loaded and appended to together.
 
@@ -177,10 +63,18 @@ class Transaction:
     """
 
     def __init__(
-        self, session: Session, mapper: EventMapper, command: Command, damage: Damage, *, of_many: bool = False
+        self,
+        session: Session,
+        mapper: EventMapper,
+        command: Command,
+        damage: Damage,
+        remembered: Remembered,
+        *,
+        of_many: bool = False,
     ) -> None:
         self.session = session
         self._mapper = mapper
+        self._remembered = remembered
         self._command = command
         self._damage = damage
         self._of_many = of_many
@@ -224,8 +118,8 @@ class Transaction:
         """`lock` these customers, and then `load` their subscriptions and these runs: all at once."""
         since: list[datetime] = []
 
-        def ask(shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
-            at, found = self.session.lock_and_load(sorted(set(customer_ids)), shapes)
+        def ask(wanted: Mapping[UUID, From]) -> Sequence[Snapshot | StoredEvent]:
+            at, found = self.session.lock_and_load(sorted(set(customer_ids)), wanted)
             since.append(at)
             return found
 
@@ -246,9 +140,9 @@ class Transaction:
     def _load(self, wanted: Sequence[Wanted], ask: Ask | None = None) -> list[Stream[Any, Any]]:
         missing = {i: Stream(kind, i, c) for kind, i, c in wanted if i not in self._streams}
         if missing or ask:
-            for found in (ask or self.session.load)({i: stream.kind.shape for i, stream in missing.items()}):
-                stream = missing[found.stream_id if isinstance(found, Snapshot) else found.originator_id]  # type: ignore[index]
-                stream.read(found, self._mapper)
+            likely = [i for i, stream in missing.items() if stream.kind.remembered]
+            known = {i: memory for i in likely if (memory := self._remembered.find(i)) is not None}
+            self._read(missing, ask or self.session.load, known)
             for stream in missing.values():
                 if stream.unreadable is not None:
                     self._damage.tell(stream.unreadable)
@@ -256,6 +150,28 @@ class Transaction:
                         raise stream.unreadable
             self._streams.update(missing)
         return [self._streams[i] for _, i, _ in wanted]
+
+    def _read(self, streams: Mapping[UUID, Stream[Any, Any]], ask: Ask, known: Mapping[UUID, Memory]) -> None:
+        """Read what the log holds of these streams; of `known` ones only what came after, if it bears them out."""
+        after = {i: memory.last.originator_version - 1 for i, memory in known.items()}
+        found = ask({i: From(stream.kind.shape, after.get(i, 0)) for i, stream in streams.items()})
+        unproven = dict(known)
+        for stream_id, group in groupby(found, _stream_of):
+            stream, told = streams[stream_id], list(group)
+            if stream_id in unproven:
+                if told.pop(0) != unproven[stream_id].last:
+                    continue
+                stream.recall(unproven.pop(stream_id))
+            for stored in told:
+                stream.read(stored, self._mapper)
+        if unproven:
+            self._read({i: streams[i] for i in unproven}, self.session.load, {})
+
+    def remember(self, since: int) -> None:
+        """Remember what is worth it, after everything that was decided is stored; loaded `since` when, see `keep`."""
+        for stream in self._streams.values():
+            if (memory := stream.memory) is not None:
+                self._remembered.keep(stream.stream_id, memory, since=since)
 
     def flush(self) -> None:
         """Append everything decided so far, stream by stream in the order of their loading."""
@@ -281,15 +197,18 @@ class Transaction:
                 snapshots.append(Snapshot(stream.stream_id, stream.version, stream.kind.shape, state))
         if recorded:
             stored = [self._mapper.to_stored_event(r) for r in recorded]
+            for stream_id, group in groupby(stored, _stream_of):
+                *_, self._streams[stream_id].last = group
             self.session.append(recorded, stored, snapshots)
 
 
 class Platform:
     """Runs use cases against the log."""
 
-    def __init__(self, store: Store, mapper: EventMapper) -> None:
+    def __init__(self, store: Store, mapper: EventMapper, remembered: Remembered | None = None) -> None:
         self._store = store
         self._mapper = mapper
+        self._remembered = remembered or Remembered()
         self._damage = Damage()
 
     def transact(self, command: Command, work: Callable[[Transaction], Result], *, of_many: bool = False) -> Result:
@@ -340,12 +259,18 @@ class Platform:
     def history(self, stream_id: UUID) -> list[Recorded]:
         """Every event of one stream in its envelope, oldest first; empty for a stream that never was."""
         with self._store.transaction() as session:
-            stored = session.load({stream_id: 0})
+            stored = session.load({stream_id: From()})
         return [r for e in stored if isinstance(e, StoredEvent) for r in self._mapper.to_domain_events(e)]
 
     def _once(self, command: Command, work: Callable[[Transaction], Result], *, of_many: bool = False) -> Result:
+        since = self._remembered.forgotten
         with self._store.transaction() as session:
-            transaction = Transaction(session, self._mapper, command, self._damage, of_many=of_many)
+            transaction = Transaction(session, self._mapper, command, self._damage, self._remembered, of_many=of_many)
             result = work(transaction)
             transaction.flush()
+        transaction.remember(since)
         return result
+
+    def forget(self, customer_id: str) -> None:
+        """Remember nothing of the customer, whose data keys were renewed or destroyed; "" is everybody."""
+        self._remembered.forget(customer_stream(customer_id) if customer_id else None)

@@ -9,8 +9,8 @@ from typing import Any, Final
 from eventsourcing.persistence import StoredEvent
 
 from application.mapper import EventMapper, Recorded, UnreadableEvent, envelope_of
-from application.platform import BILLING, CUSTOMER, PROJECTION, RUN, SUBSCRIPTION, Kind
 from application.shown import shown
+from application.streams import BILLING, CUSTOMER, PROJECTION, RUN, SUBSCRIPTION, Kind
 from domain.envelope import Envelope
 
 KINDS: Final[Mapping[str, Kind[Any, Any]]] = {

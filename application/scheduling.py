@@ -11,10 +11,11 @@ from uuid import UUID
 from pydantic import Field
 
 from application.command import Command
-from application.platform import Platform, Stream, Transaction
+from application.platform import Platform, Transaction
 from application.ports import Catalogue
 from application.session import ONE_LANE, DuePipeline, Lane, Superseded
 from application.slots import Planned, plan
+from application.streams import Stream
 from domain.customer_events import PipelineChanged
 from domain.pipeline_run import PipelineRun
 from domain.run_events import RunEvent

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 from eventsourcing.persistence import StoredEvent
@@ -23,6 +23,13 @@ class Snapshot:
     version: int
     shape: int
     state: bytes
+
+
+class From(NamedTuple):
+    """Where a stream is read from: its snapshot of this shape if it has one, or else what follows version `after`."""
+
+    shape: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +104,12 @@ class Session(Protocol):
         """
 
     def lock_and_load(
-        self, customer_ids: Sequence[str], shapes: Mapping[UUID, int]
+        self, customer_ids: Sequence[str], wanted: Mapping[UUID, From]
     ) -> tuple[datetime, Sequence[Snapshot | StoredEvent]]:
         """`lock_customers`, and then `load`, in one question to the database."""
 
-    def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
-        """These streams, each in order: its snapshot of the given shape, if it has one, and the events after that."""
+    def load(self, wanted: Mapping[UUID, From]) -> Sequence[Snapshot | StoredEvent]:
+        """These streams, one after the other, each in order: its snapshot, and the events after that."""
 
     def append(
         self, recorded: Sequence[Recorded], stored: Sequence[StoredEvent], snapshots: Sequence[Snapshot]

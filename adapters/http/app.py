@@ -126,7 +126,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         api.outcomes.attach(asyncio.get_running_loop())
         service.store.on_rekeyed.append(api.keys.forget)
-        handlers = {ENDED: api.outcomes.announce, KEYS: api.keys.announce, DATA_KEYS: service.vault.forget}
+        handlers = {ENDED: api.outcomes.announce, KEYS: api.keys.announce, DATA_KEYS: service.forget}
         listener = Listener(service.dsn, handlers, heard=api.keys.hear, ask_s=ASK_S)
         listener.start()
         uses = threading.Thread(target=api.key_uses.run, args=(service.datastore, api.stopping), name="key uses")

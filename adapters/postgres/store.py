@@ -14,7 +14,7 @@ from adapters.postgres.event_log import Datastore, EventRecorder, PipelinedCurso
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.requests import KEPT
 from application.mapper import Recorded
-from application.session import DueAccount, DuePipeline, Lane, Lease, Session, Snapshot
+from application.session import DueAccount, DuePipeline, From, Lane, Lease, Session, Snapshot
 from domain.projection import Stop
 from projections.fold import fold
 from projections.project import central_rows
@@ -24,13 +24,14 @@ from projections.rows import Change
 # sent as one text here: the driver makes arrays element by element.
 _LOAD: Final = (
     b"WITH wanted AS (SELECT * FROM"
-    b" unnest(string_to_array(%s, ',')::uuid[], string_to_array(%s, ',')::integer[]) AS w(id, shape))"
+    b" unnest(string_to_array(%s, ',')::uuid[], string_to_array(%s, ',')::integer[],"
+    b" string_to_array(%s, ',')::bigint[]) AS w(id, shape, after))"
     b" SELECT s.stream_id AS id, s.version, NULL AS topic, s.state, s.shape FROM wanted w"
     b" JOIN snapshots s ON s.stream_id = w.id AND s.shape = w.shape"
     b" UNION ALL"
     b" SELECT e.originator_id, e.originator_version, e.topic, e.state, 0 FROM wanted w"
     b" LEFT JOIN snapshots s ON s.stream_id = w.id AND s.shape = w.shape"
-    b" JOIN stored_events e ON e.originator_id = w.id AND e.originator_version > coalesce(s.version, 0)"
+    b" JOIN stored_events e ON e.originator_id = w.id AND e.originator_version > coalesce(s.version, w.after)"
     b" ORDER BY 1, 2"
 )
 _DUE_CUSTOMERS: Final = (
@@ -131,14 +132,14 @@ class PostgresSession(Session):
         return self.lock_and_load(customer_ids, {})[0]
 
     def lock_and_load(
-        self, customer_ids: Sequence[str], shapes: Mapping[UUID, int]
+        self, customer_ids: Sequence[str], wanted: Mapping[UUID, From]
     ) -> tuple[datetime, Sequence[Snapshot | StoredEvent]]:
         if not customer_ids:
-            return self.now(), self.load(shapes)
+            return self.now(), self.load(wanted)
         holding = self._cursor.another()
         holding.execute(_HOLD_CUSTOMERS, (",".join(customer_ids),), prepare=True)
         # What is loaded is what there is once they are held: a statement sees what was committed before it began.
-        loaded = self.load(shapes)
+        loaded = self.load(wanted)
         held = holding.fetchall()
         return (held[-1]["at"] if held else self.now()), loaded
 
@@ -147,11 +148,12 @@ class PostgresSession(Session):
         self._cursor.execute(_HOLD_QUEUE, wanted, prepare=True)
         self._cursor.execute(_HOLD_LEASES, wanted, prepare=True)
 
-    def load(self, shapes: Mapping[UUID, int]) -> Sequence[Snapshot | StoredEvent]:
-        if not shapes:
+    def load(self, wanted: Mapping[UUID, From]) -> Sequence[Snapshot | StoredEvent]:
+        if not wanted:
             return []
-        wanted = (",".join(map(str, shapes)), ",".join(map(str, shapes.values())))
-        found = self._cursor.execute(_LOAD, wanted, prepare=True, binary=True).fetchall()
+        shapes, after = zip(*wanted.values(), strict=True)
+        asked = [",".join(map(str, values)) for values in (wanted, shapes, after)]
+        found = self._cursor.execute(_LOAD, asked, prepare=True, binary=True).fetchall()
         return [
             Snapshot(row["id"], row["version"], row["shape"], row["state"])
             if row["topic"] is None

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from application.ports import Expectation, Purpose, RunOrder, RunReport, StepRep
 from application.projections import SkipEvent, skip_event
 from domain.plans import Plan
 from domain.projection import NOTIFICATIONS
-from domain.refusals import Refusal
+from domain.refusals import QuotaExceeded, Refusal
 from projections.follow import Problem, ProblemKind
 from tests.application.payer import Payer
 from tests.application.world import World
@@ -114,20 +115,7 @@ class Busy:
         self.chance.shuffle(self.held)
         for _ in range(min(len(self.held), 2)):
             worker, order = self.held.pop()
-            step = StepReport(
-                index=self.chance.randint(0, 2),
-                name="check",
-                type="data_quality",
-                status="COMPLETED",
-                started_at=self.world.at,
-                ended_at=self.world.at + timedelta(seconds=1.5),
-                rows=3,
-                target_table="t",
-                expectations=(
-                    Expectation("rows", passed=self.chance.random() < 0.5, severity="warn", observed="0 rows"),
-                ),
-                metadata={"bytes": 10**12},
-            )
+            step = self.stepped()
             outcome = self.chance.choice(
                 [
                     {"report": RunReport(succeeded=True, rows=5)},
@@ -140,6 +128,20 @@ class Busy:
                 ]
             )
             self.world.report([order], worker, **outcome)
+
+    def stepped(self) -> StepReport:
+        return StepReport(
+            index=self.chance.randint(0, 2),
+            name="check",
+            type="data_quality",
+            status="COMPLETED",
+            started_at=self.world.at,
+            ended_at=self.world.at + timedelta(seconds=1.5),
+            rows=3,
+            target_table="t",
+            expectations=(Expectation("rows", passed=self.chance.random() < 0.5, severity="warn", observed="0 rows"),),
+            metadata={"bytes": 10**12},
+        )
 
     def trigger(self, _: str) -> None:
         self.world.trigger(batch=self.chance.choice([1, 2, 500]))
@@ -371,10 +373,15 @@ class Busy:
         self.schedule("delta")
         orders = self.world.claim(run_id=self.world.request("delta"))
         self.world.report(orders, report=RunReport(succeeded=False, error="bad SQL"))
+        for outcome in ({"handed_back": "shutdown"}, {"steps": (self.stepped(),)}):
+            self.world.report(self.world.claim(run_id=self.world.request("delta")), **outcome)
         run_id = self.world.request("delta")
         self.world.claim(run_id=run_id)
         self.world.cancel(run_id, "delta")
+        self.reset("delta")
         self.world.limits("delta", max_pipelines_per_day=0)
+        with suppress(QuotaExceeded):  # which is recorded
+            self.world.request("delta")
         guest = self.come()
         self.reseal(guest)
         self.erase(guest)

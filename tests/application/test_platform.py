@@ -9,9 +9,10 @@ import pytest
 
 from application.command import Command
 from application.customers import ChangeContact, change_contact
-from application.platform import SNAPSHOT_EVERY, Platform, Transaction
+from application.platform import Platform, Transaction
 from application.ports import Away
 from application.session import Superseded
+from application.streams import SNAPSHOT_EVERY
 from domain import subscription
 from domain.customer_events import CompanyRenamed
 from domain.identity import customer_stream, subscription_stream

@@ -10,7 +10,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from application.command import Command
-from application.platform import Platform, Stream, Transaction
+from application.platform import Platform, Transaction
+from application.streams import Stream
 from domain.run_events import RunScheduled
 from tests.application.world import World
 from tests.faults import racers

@@ -14,8 +14,8 @@ import msgspec
 from eventsourcing.persistence import StoredEvent
 
 from application.mapper import EventMapper, Recorded
-from application.platform import SUBSCRIPTION
 from application.ports import SealedFor
+from application.streams import SUBSCRIPTION
 from application.topics import TOPICS
 from domain.envelope import Envelope, Origin
 from domain.personal import Personal

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from application.mapper import UnreadableEvent
-from application.platform import SUBSCRIPTION
+from application.streams import SUBSCRIPTION
 from application.topics import TOPICS, UPCASTERS, Event
 from domain import customer_events, subscription_events
 from domain.customer_events import Onboarded
