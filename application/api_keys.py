@@ -48,8 +48,7 @@ def issue_api_key(command: IssueApiKey, platform: Platform, vault: Vault) -> Iss
     key = SecretStr(f"{customer_id}_api_{command.key_part.get_secret_value()}")
 
     def work(tx: Transaction) -> Issued:
-        tx.lock([customer_id])
-        customer, subscription = tx.customer(customer_id), tx.subscription(customer_id)
+        customer, subscription = tx.held_account(customer_id)
         state = customer.must("No such customer.")
         if command.api_key_id in state.api_keys:
             raise Conflict("This API key was issued before, and is shown only once.")
@@ -79,8 +78,7 @@ def revoke_api_key(command: RevokeApiKey, platform: Platform) -> None:
     """The key stops working with the end of this call, and within a second in every other process."""
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         state = customer.must("No such customer.")
         customer.append(state.revoke_key(command.api_key_id, command.at, command.reason))
 
@@ -106,8 +104,7 @@ def report_leak(command: ReportLeak, platform: Platform) -> None:
     reason = LEAKED if place is None else f"{LEAKED}: found at {place}"
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         state = customer.must("No such customer.")
         customer.append(state.revoke_leaked_key(command.api_key_id, command.at, reason))
 

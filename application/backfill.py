@@ -53,8 +53,7 @@ def backfill(command: Backfill, platform: Platform, catalogue: Catalogue) -> Bac
     days = _days(command.first, command.last)
 
     def work(tx: Transaction) -> tuple[Backfilled, Refusal | None]:
-        tx.lock([command.customer_id])
-        pipeline = tx.customer(command.customer_id).must("No such customer.").pipeline(command.config_id)
+        pipeline = tx.held_customer(command.customer_id).must("No such customer.").pipeline(command.config_id)
         template = known_template(catalogue, pipeline.provider, pipeline.domain, pipeline.template)
         if command.last > run_date(command.at, pipeline.timezone, 0):
             raise Invalid(f"Only days up to today can be filled in, today as it is in {pipeline.timezone}.")

@@ -85,8 +85,7 @@ def add_credential(command: AddCredential, platform: Platform, vault: Vault) -> 
     )
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
+        customer, subscription = tx.held_account(command.customer_id)
         limits = subscription.must("No such customer.").limits
         state = customer.must("No such customer.")
         if command.credential_id not in state.credentials:
@@ -105,8 +104,7 @@ def revoke_credential(command: RevokeCredential, platform: Platform) -> None:
     """No run opens the credential any more."""
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         customer.append(customer.must("No such customer.").revoke_credential(command.credential_id))
 
     platform.once(command, work)

@@ -112,8 +112,7 @@ def onboard(command: Onboard, platform: Platform, vault: Vault) -> Issued:
         )
 
     def work(tx: Transaction) -> Issued:
-        tx.lock([customer_id])
-        customer, subscription = tx.customer(customer_id), tx.subscription(customer_id)
+        customer, subscription = tx.held_account(customer_id)
         if customer.state is None:
             join(tx, command, issued, command.at)
             return answer(command.subscription_plan, command.company_name, new=True)
@@ -203,8 +202,7 @@ def provision(command: Provision, platform: Platform, warehouse: Warehouse) -> t
     run_id = identity.onboarding_run_id(command.customer_id)
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         customer.append(customer.must("No such customer.").provisioned_with(tables))
         run = tx.run(run_id, command.customer_id)
         if not run.exists:
@@ -239,8 +237,7 @@ def change_contact(command: ChangeContact, platform: Platform) -> None:
     """Another company name or admin e-mail."""
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         state = customer.must("No such customer.")
         customer.append(state.change_contact(command.company_name, command.admin_email))
 
@@ -256,8 +253,7 @@ def suspend(command: Suspend, platform: Platform) -> None:
     """The customer's keys, schedules and waiting runs stop at once; runs that started end by themselves."""
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
+        customer, subscription = tx.held_account(command.customer_id)
         customer.append(customer.must("No such customer.").suspend(command.reason))
         subscription.append(subscription.must("No such customer.").pause(command.reason))
 
@@ -273,8 +269,7 @@ def reactivate(command: Reactivate, platform: Platform) -> None:
     """The customer goes on; its pipelines run at their next slot, and what was missed stays missed."""
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
+        customer, subscription = tx.held_account(command.customer_id)
         state = customer.must("No such customer.")
         customer.append(state.reactivate(command.reason, upcoming(state, command.at)))
         subscription.append(subscription.must("No such customer.").resume(command.reason))

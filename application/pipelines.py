@@ -89,8 +89,7 @@ def configure_pipeline(command: ConfigurePipeline, platform: Platform, catalogue
     )
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         state = customer.must("No such customer.")
         if command.config_id not in state.pipelines:
             customer.append(state.configure_pipeline(command.config_id, pipeline, next_slot(schedule, command.at)))
@@ -133,8 +132,7 @@ def change_pipeline(command: ChangePipeline, platform: Platform, catalogue: Cata
     """
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         state = customer.must("No such customer.")
         now = state.pipeline(command.config_id)
         schedule = parse(command.schedule_cron or now.cron, command.timezone or now.timezone)
@@ -169,8 +167,7 @@ def remove_pipeline(command: RemovePipeline, platform: Platform) -> None:
     """The pipeline is scheduled no more; its runs stay in the history."""
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         customer.append(customer.must("No such customer.").remove_pipeline(command.config_id))
 
     platform.once(command, work)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, Final, NamedTuple, TypeVar, overload
 from uuid import UUID
 
 import msgspec
@@ -116,6 +116,25 @@ class Transaction:
 
     def hold(self, customer_ids: Sequence[str], runs: Sequence[tuple[UUID, str]]) -> Held:
         """`lock` these customers, and then `load` their subscriptions and these runs: all at once."""
+        since, streams = self._hold(customer_ids, _wanted(customer_ids, runs))
+        subscriptions = dict(zip(customer_ids, streams, strict=False))
+        return Held(since, subscriptions, streams[len(customer_ids) :])
+
+    def held_customer(self, customer_id: str) -> Stream[Customer, CustomerEvent]:
+        """`lock` the customer and load it, at once."""
+        wanted = (CUSTOMER, customer_stream(customer_id), customer_id)
+        stream: Stream[Customer, CustomerEvent] = self._hold([customer_id], [wanted])[1][0]
+        return stream
+
+    def held_account(
+        self, customer_id: str
+    ) -> tuple[Stream[Customer, CustomerEvent], Stream[Subscription, SubscriptionEvent]]:
+        """`lock` the customer, and load it and its subscription, at once."""
+        wanted = (CUSTOMER, customer_stream(customer_id), customer_id)
+        _, [customer, subscription] = self._hold([customer_id], [wanted, *_wanted([customer_id], [])])
+        return customer, subscription
+
+    def _hold(self, customer_ids: Sequence[str], wanted: Sequence[Wanted]) -> tuple[datetime, list[Stream[Any, Any]]]:
         since: list[datetime] = []
 
         def ask(wanted: Mapping[UUID, From]) -> Sequence[Snapshot | StoredEvent]:
@@ -123,9 +142,8 @@ class Transaction:
             since.append(at)
             return found
 
-        streams = self._load(_wanted(customer_ids, runs), ask)
-        subscriptions = dict(zip(customer_ids, streams, strict=False))
-        return Held(since[0], subscriptions, streams[len(customer_ids) :])
+        streams = self._load(wanted, ask)
+        return since[0], streams
 
     @property
     def repeated(self) -> bool:
@@ -191,7 +209,8 @@ class Transaction:
                     by=by,
                 )
                 recorded.append(Recorded(event, envelope))
-            stream.pending = []
+            if stream.pending:
+                stream.began, stream.latest, stream.pending = stream.began or by, by, []
             if stream.kind.decoder is not None and stream.version // SNAPSHOT_EVERY > before // SNAPSHOT_EVERY:
                 state = msgspec.json.encode(stream.state)
                 snapshots.append(Snapshot(stream.stream_id, stream.version, stream.kind.shape, state))
@@ -200,6 +219,13 @@ class Transaction:
             for stream_id, group in groupby(stored, _stream_of):
                 *_, self._streams[stream_id].last = group
             self.session.append(recorded, stored, snapshots)
+
+
+_RETRYING: Final = Retrying(
+    retry=retry_if_exception_type(Superseded),
+    stop=stop_after_attempt(10),
+    wait=wait_random_exponential(multiplier=0.005, max=0.5),
+)
 
 
 class Platform:
@@ -218,13 +244,8 @@ class Platform:
         through and store nothing. Raises `Away` when the database is away, and `UnreadableEvent` when a stream cannot
         be loaded: work on streams `of_many` customers is given it all the same, and is to pass it over.
         """
-        retrying = Retrying(
-            retry=retry_if_exception_type(Superseded),
-            stop=stop_after_attempt(10),
-            wait=wait_random_exponential(multiplier=0.005, max=0.5),
-        )
         try:
-            result: Result = retrying(self._once, command, work, of_many=of_many)
+            result: Result = _RETRYING(self._once, command, work, of_many=of_many)
         except RetryError:
             raise Away("Too many others are changing the same thing. Try again.") from None
         return result

@@ -40,8 +40,7 @@ def configure_provider(command: ConfigureProvider, platform: Platform) -> str:
     )
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         state = customer.must("No such customer.")
         if command.config_id not in state.provider_configs:
             customer.append(state.configure_provider(configured))
@@ -57,8 +56,7 @@ class RemoveProviderConfig(Command):
 
 def remove_provider_config(command: RemoveProviderConfig, platform: Platform) -> None:
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         customer.append(customer.must("No such customer.").remove_provider_config(command.config_id))
 
     platform.once(command, work)

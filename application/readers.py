@@ -50,8 +50,7 @@ def grant_reader(command: GrantReader, platform: Platform) -> str:
     granted = BigQueryReaderGranted(grant_id=command.grant_id, principal=command.principal)
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         state = customer.must("No such customer.")
         if command.grant_id not in state.readers:
             customer.append(state.grant_reader(granted))
@@ -69,8 +68,7 @@ def revoke_reader(command: RevokeReader, platform: Platform) -> None:
     """Nobody reads by this grant any more, as soon as BigQuery knows. Raises `NotFound` for one that there is not."""
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         customer.append(customer.must("No such customer.").revoke_reader(command.grant_id))
 
     platform.once(command, work)

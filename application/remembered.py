@@ -10,6 +10,8 @@ from uuid import UUID
 from cachetools import TTLCache
 from eventsourcing.persistence import StoredEvent
 
+from domain.envelope import Origin
+
 SIZE: Final = 2_000
 TTL_S: Final = 300.0
 """As long as data keys are remembered: a state may hold what they opened."""
@@ -17,10 +19,12 @@ TTL_S: Final = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A stream's state, and the event that it ended with, as it is stored. States are immutable."""
+    """A stream's state, the event that it ended with, as it is stored, and who `began` it. States are immutable."""
 
     state: Any
     last: StoredEvent
+    began: Origin
+    latest: Origin
 
 
 class Remembered:

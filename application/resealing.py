@@ -46,8 +46,7 @@ def reseal(command: Reseal, secrets: Sequence[Sealed], platform: Platform, vault
             closed.append(secret.record_id)
 
     def work(tx: Transaction) -> Done:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         events = customer.must("No such customer.").reseal(resealed)
         customer.append(events)
         return Done(len(events), closed)

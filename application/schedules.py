@@ -30,8 +30,7 @@ def pause_schedules(command: PauseSchedules, platform: Platform) -> Schedules:
     """
 
     def work(tx: Transaction) -> Schedules:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         customer.append(customer.must("No such customer.").pause_schedules(command.reason))
         return _schedules(customer.must("No such customer."))
 
@@ -50,8 +49,7 @@ def resume_schedules(command: ResumeSchedules, platform: Platform) -> Schedules:
     """
 
     def work(tx: Transaction) -> Schedules:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         state = customer.must("No such customer.")
         customer.append(state.resume_schedules(command.reason, upcoming(state, command.at)))
         return _schedules(customer.must("No such customer."))

@@ -117,15 +117,17 @@ class Stream(Generic[State, Event]):
     def recall(self, memory: Memory) -> None:
         """Be in a state that is remembered; what the log holds after it is to be read next."""
         self.state = memory.state
-        self.last = memory.last
+        self.last, self.began, self.latest = memory.last, memory.began, memory.latest
         self.version = memory.last.originator_version
 
     @property
     def memory(self) -> Memory | None:
         """What is worth remembering of the stream once everything that was decided is stored."""
-        if not self.kind.remembered or self.state is None or self.last is None:
+        if not self.kind.remembered or self.state is None:
             return None
-        return Memory(self.state, self.last)
+        if self.last is None or self.began is None or self.latest is None:
+            return None
+        return Memory(self.state, self.last, self.began, self.latest)
 
     def read(self, stored: Snapshot | StoredEvent, mapper: EventMapper) -> None:
         """Take in what is stored next: a snapshot, or an event."""

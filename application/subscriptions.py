@@ -15,8 +15,7 @@ Decision = Callable[[Subscription, Transaction], Iterable[SubscriptionEvent]]
 
 def _decide(command: Command, customer_id: str, platform: Platform, decision: Decision) -> None:
     def work(tx: Transaction) -> None:
-        tx.lock([customer_id])
-        subscription = tx.subscription(customer_id)
+        subscription = tx.hold([customer_id], []).subscriptions[customer_id]
         subscription.append(decision(subscription.must("No such customer."), tx))
 
     platform.once(command, work)

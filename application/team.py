@@ -34,8 +34,7 @@ def add_team_member(command: AddTeamMember, platform: Platform) -> str:
     added = TeamMemberAdded(member_id=command.member_id, email=command.email, name=command.name, role=command.role)
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer, subscription = tx.customer(command.customer_id), tx.subscription(command.customer_id)
+        customer, subscription = tx.held_account(command.customer_id)
         limits = subscription.must("No such customer.").limits
         state = customer.must("No such customer.")
         if command.member_id not in state.team:
@@ -52,8 +51,7 @@ class RemoveTeamMember(Command):
 
 def remove_team_member(command: RemoveTeamMember, platform: Platform) -> None:
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         customer.append(customer.must("No such customer.").remove_team_member(command.member_id))
 
     platform.once(command, work)

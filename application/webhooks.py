@@ -83,8 +83,7 @@ def add_webhook_endpoint(command: AddWebhookEndpoint, platform: Platform, vault:
     )
 
     def work(tx: Transaction) -> SecretStr | None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         state = customer.must("No such customer.")
         if command.endpoint_id in state.webhooks:
             return None
@@ -103,8 +102,7 @@ def remove_webhook_endpoint(command: RemoveWebhookEndpoint, platform: Platform) 
     """Nothing is posted there any more, also not what waits to be."""
 
     def work(tx: Transaction) -> None:
-        tx.lock([command.customer_id])
-        customer = tx.customer(command.customer_id)
+        customer = tx.held_customer(command.customer_id)
         customer.append(customer.must("No such customer.").remove_webhook(command.endpoint_id))
 
     platform.once(command, work)

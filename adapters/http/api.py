@@ -3,13 +3,14 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Final, TypeVar
+from functools import wraps
+from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
 from adapters.bootstrap import Service
@@ -85,4 +86,18 @@ def api_of(request: HTTPConnection) -> Api:
     return api
 
 
-Parts = Annotated[Api, Depends(api_of)]
+async def _parts(request: Request) -> Api:
+    return api_of(request)
+
+
+def at_once(make: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
+    """A dependency made on the event loop: the framework gives what is no coroutine a thread of its own each time."""
+
+    @wraps(make)
+    async def made(*args: Any, **options: Any) -> Result:  # noqa: ANN401 - whatever it takes
+        return make(*args, **options)
+
+    return made
+
+
+Parts = Annotated[Api, Depends(_parts)]

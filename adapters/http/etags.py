@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Header
 
+from adapters.http.api import at_once
 from adapters.http.errors import PreconditionFailed
 from application.command import Command
 from application.platform import Platform, Transaction
@@ -91,4 +92,4 @@ class _Guarded(Platform):
         return checked
 
 
-Match = Annotated[IfMatch, Depends()]
+Match = Annotated[IfMatch, Depends(at_once(IfMatch))]

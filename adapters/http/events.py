@@ -9,7 +9,7 @@ from fastapi import Depends, Query
 from pydantic import AfterValidator, Field, StringConstraints
 
 from adapters.event_views import EventView, reader, to_customers, to_operators, views
-from adapters.http.api import Api, Parts
+from adapters.http.api import Api, Parts, at_once
 from adapters.http.auth import Configurer
 from adapters.http.paging import Instant, Page, PageAsked, Paging, cursor
 from adapters.http.routing import customer_router
@@ -87,7 +87,7 @@ class Asked:
         self.oldest_first = order is Order.OLDEST_FIRST
 
 
-EventsAsked = Annotated[Asked, Depends()]
+EventsAsked = Annotated[Asked, Depends(at_once(Asked))]
 
 
 def answer(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 from fastapi import Depends, Query
 from pydantic import AfterValidator, BaseModel, Field
 
+from adapters.http.api import at_once
 from adapters.postgres.reads.listing import Mark
 from domain.refusals import Invalid
 
@@ -135,4 +136,4 @@ def _usual(at: datetime) -> datetime:
 Instant = Annotated[datetime, AfterValidator(_usual)]
 """A date or an RFC 3339 instant in a query; UTC where it does not say otherwise."""
 
-PageAsked = Annotated[Paging, Depends()]
+PageAsked = Annotated[Paging, Depends(at_once(Paging))]

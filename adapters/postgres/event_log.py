@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import repeat
 from typing import Any, Final, Protocol
 
@@ -75,6 +75,10 @@ def _configure(connection: Connection[DictRow]) -> None:
     if connection.info.server_version >= _TRANSACTION_TIMEOUT:
         # The server forgets its clock for idle transactions where the driver has sent a pipeline of statements.
         connection.execute("SELECT set_config('transaction_timeout', %s, false)", (f"{_LONGEST_TRANSACTION_S}s",))
+
+
+class NotCommitted(Exception):  # noqa: N818 - it says what happened
+    """A statement of the transaction had failed, nobody cared, and the server has taken all of it back."""
 
 
 class PipelinedCursor(Cursor[DictRow]):
@@ -153,15 +157,17 @@ class Datastore(PostgresDatastore):
     def pipelined_cursor(self) -> Iterator[PipelinedCursor]:
         """As `transaction_cursor`, and it waits for the server only where rows are fetched, and at the end.
 
-        What a statement raises is raised there at the latest.
+        What a statement raises is raised there at the latest. When it returns, the transaction was committed.
         """
-        with (
-            self.connected() as connection,
-            connection.pipeline() as pipeline,
-            connection.transaction(),
-            PipelinedCursor(connection, pipeline) as cursor,
-        ):
-            yield cursor
+        with self.connected() as connection, _rolled_back(connection):
+            # The driver's own transaction would wait for its beginning and for its end.
+            with connection.pipeline() as pipeline:
+                cursor = PipelinedCursor(connection, pipeline)
+                cursor.execute("BEGIN", prepare=False)
+                yield cursor
+                cursor.execute("COMMIT", prepare=False)
+            if cursor.statusmessage != "COMMIT":
+                raise NotCommitted(cursor.statusmessage)
 
     @property
     def full(self) -> bool:
@@ -198,6 +204,17 @@ class Datastore(PostgresDatastore):
         """Whether statements can be bound to one customer's rows. Once they can be, they are, whatever happens."""
         self._binds_tenants = self._binds_tenants or may_bind(connection)
         return self._binds_tenants
+
+
+@contextmanager
+def _rolled_back(connection: Connection[DictRow]) -> Iterator[None]:
+    """Leave no transaction behind, whatever is raised."""
+    try:
+        yield
+    except BaseException:
+        with suppress(psycopg.OperationalError):  # the server rolls back what a lost connection leaves
+            connection.rollback()
+        raise
 
 
 @contextmanager

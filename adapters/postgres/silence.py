@@ -11,7 +11,9 @@ from collections.abc import Generator
 from typing import Any, Final, TypeVar
 
 import psycopg
+from psycopg.pq import PipelineStatus
 from psycopg.rows import Row
+from psycopg.waiting import Ready, Wait
 
 Result = TypeVar("Result")
 
@@ -19,6 +21,7 @@ QUIET_S: Final = 1.5
 """A server that has said nothing for so long is asked whether it is there."""
 ANSWER_S: Final = 2.5
 _AGAIN_S: Final = 5.0
+_AT_ONCE: Final = 16
 _SSL_REQUEST: Final = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 """What a client may begin with, before it says who it is: every server and every pooler answers with a byte."""
 
@@ -36,9 +39,14 @@ class AttentiveConnection(psycopg.Connection[Row]):
 
     def _listening(self, gen: Generator[Any, Any, Result]) -> Generator[Any, Any, Result]:
         ask_at = time.monotonic() + QUIET_S
+        at_once = _AT_ONCE if self.pgconn.pipeline_status == PipelineStatus.ON else 0
         try:
             state = next(gen)
             while True:
+                if state == Wait.RW and at_once:
+                    at_once -= 1
+                    state = gen.send(Ready.W)
+                    continue
                 ready = yield state
                 now = time.monotonic()
                 if ready:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from eventsourcing.persistence import StoredEvent
 
 from adapters.postgres.channels import DATA_KEYS
 from adapters.postgres.listener import Listener
@@ -16,8 +17,10 @@ from application.customers import ChangeContact, change_contact
 from application.platform import Platform, Transaction
 from application.remembered import Memory, Remembered
 from application.session import From
+from application.streams import Stream
 from domain.customer import Customer, evolve
-from domain.customer_events import CompanyRenamed
+from domain.customer_events import CompanyRenamed, CustomerEvent
+from domain.envelope import Origin
 from domain.identity import customer_stream
 from domain.refusals import Conflict
 from tests.application.world import World, race, until
@@ -64,8 +67,11 @@ class Process:
     def rename(self, name: str) -> None:
         change_contact(ChangeContact(**self.world.stamp(), customer_id="acme", company_name=name), self.platform)
 
+    def stream(self) -> Stream[Customer, CustomerEvent]:
+        return self.platform.transact(Command(**self.world.stamp()), lambda tx: tx.customer("acme"))
+
     def customer(self) -> Customer:
-        return self.platform.transact(Command(**self.world.stamp()), lambda tx: tx.customer("acme").must(""))
+        return self.stream().must("")
 
     @property
     def name(self) -> str:
@@ -101,7 +107,7 @@ class TestMemory:
         """The control: when it lies, the state is a lie."""
         assert one.name == "ACME Corporation"
         memory = one.remembered.find(ACME)
-        one.remembered.keep(ACME, Memory(replace(memory.state, company_name="Lie"), memory.last), since=0)
+        one.remembered.keep(ACME, replace(memory, state=replace(memory.state, company_name="Lie")), since=0)
         assert one.name == "Lie"
 
     def test_tells_what_the_whole_story_tells(self, acme, one):
@@ -109,6 +115,14 @@ class TestMemory:
         acme.pipeline()
         acme.suspend()
         assert one.customer() == Process(acme).customer()
+
+    def test_knows_who_began_the_story_and_who_went_on_with_it(self, acme, one):
+        one.rename("New")
+        told, whole = one.stream(), Process(acme).stream()
+        assert (told.began, told.latest) == (whole.began, whole.latest)
+        assert told.began != told.latest
+        one.rename("Newer")
+        assert one.stream().latest == Process(acme).stream().latest
 
     def test_knows_what_other_processes_did(self, one, other):
         one.rename("One")
@@ -204,17 +218,22 @@ class TestForgetting:
         listening.stop()
 
 
+def memory(state: object) -> Memory:
+    somebody = Origin(actor="admin", command_id="c", correlation_id="c")
+    return Memory(state, StoredEvent(ACME, 1, "topic", b""), somebody, somebody)
+
+
 class TestBounds:
     def test_in_number(self):
         remembered = Remembered(size=2)
         for number in range(5):
-            remembered.keep(UUID(int=number), Memory(number, None), since=0)
+            remembered.keep(UUID(int=number), memory(number), since=0)
         assert [n for n in range(5) if remembered.find(UUID(int=n))] == [3, 4]
 
     def test_in_time(self):
         clock = [0.0]
         remembered = Remembered(ttl_s=300, timer=lambda: clock[0])
-        remembered.keep(ACME, Memory("state", None), since=0)
+        remembered.keep(ACME, memory("state"), since=0)
         clock[0] = 299
         assert remembered.find(ACME)
         clock[0] = 301

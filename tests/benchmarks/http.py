@@ -24,6 +24,7 @@ from adapters.http.paging import Page, PageAsked
 from adapters.http.run_views import RunSummary
 from adapters.http.runs import run_summary
 from adapters.postgres.reads.listing import Where, newest_first
+from adapters.process import settle
 from adapters.settings import Settings
 from application.customers import Onboard, onboard
 from projections.tables import SCHEDULED_PIPELINE_RUNS
@@ -54,6 +55,7 @@ def serve() -> None:
     """One API process with one more route, which does nothing."""
     dsn, data_dir, port = sys.argv[1:4]
     app = create_app(build(Settings(data_dir=data_dir, bigquery_emulator_host="127.0.0.1:1"), dsn))
+    settle()  # as an API process does
     app.add_api_route("/api/v1/customers/{customer_id}/constant", constant, methods=["POST"])
     app.add_api_route("/api/v1/customers/{customer_id}/bare", bare, methods=["GET"])
     uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False)

@@ -3,12 +3,15 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from eventsourcing.persistence import StoredEvent
+from psycopg.pq import TransactionStatus
 
-from adapters.postgres.event_log import Datastore, EventRecorder, PipelinedCursor
+from adapters.postgres.event_log import Datastore, EventRecorder, NotCommitted, PipelinedCursor
 from application.ports import Away
 from application.session import Superseded
 
@@ -122,3 +125,25 @@ def test_a_client_that_stands_still_after_a_fetch_is_given_up(datastore):
     with pytest.raises(Away):
         transact(datastore, work)
     assert stored(datastore) == 0
+
+
+def test_a_failure_that_nobody_cares_for_is_not_taken_for_a_commit(datastore):
+    def work(cursor):
+        append(cursor, datastore, uuid4())
+        with suppress(psycopg.errors.DivisionByZero):
+            cursor.execute("SELECT 1 / 0").fetchall()
+
+    with pytest.raises(NotCommitted):
+        transact(datastore, work)
+    assert stored(datastore) == 0
+
+
+def test_no_transaction_is_left_to_who_comes_next(datastore):
+    def work(cursor):
+        cursor.execute("SELECT 1").fetchall()
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        transact(datastore, work)
+    with datastore.connected() as connection:
+        assert connection.info.transaction_status is TransactionStatus.IDLE

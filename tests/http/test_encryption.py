@@ -43,7 +43,7 @@ def test_while_the_key_service_is_away_nothing_is_taken_in_and_then_all_goes_on(
     with kms.running():
         pass  # takes a port that nobody listens on now
     with kms.client() as client:
-        keys = CloudKms("p", "l", "r", "api", "credentials", client=client, timeout_s=0.5)
+        keys = CloudKms("p", "l", "r", "api", "credentials", client=client, timeout_s=1.5)
         settings = Settings(data_dir=tmp_path, bigquery_emulator_host=NOWHERE, worker_id="tests")
         service = build(settings, dsn, engine=Quick(), keys=keys)
         with Running(service, Clock(), None) as api:

@@ -146,6 +146,8 @@ def test_only_what_can_be_skipped(alone):
 def test_a_command_of_a_customer_that_cannot_be_read(alone, caplog):
     bad, other = alone.onboard(), alone.onboard()
     spoil(alone, bad.id)
+    assert bad.post(f"{bad.url}/api-keys").is_success, "who remembers a customer does not read its story again"
+    alone.service.forget("")  # as a process that starts
     for _ in range(2):
         refused = bad.post(f"{bad.url}/api-keys")
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "60")
