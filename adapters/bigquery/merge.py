@@ -5,7 +5,8 @@ its places are read with JSON_VALUE, which gives NULL for null, and cast to the 
 comes from a later position than the one it stands at, so that repeating a statement changes nothing.
 
 SQL is kept short: an emulator parses it anew, many times over, for every statement. Columns that no row of the
-statement sets are left out, and only those that some rows set and others do not pay for the distinction.
+statement sets, or all set to NULL, do not travel, and only those that some rows set and others do not pay for the
+distinction.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ CHUNK_BYTES = 1_000_000
 laptop needs about fifty times the parameter's size in memory, and cannot do 2.5 MB in the 150 MB that it has."""
 
 _JSON = msgspec.json.Encoder()
+_FEWEST = 2
+"""Columns that travel: of a single one `itemgetter` would return the bare value."""
 _Convert = Callable[[Any], Any]
 
 
@@ -34,7 +37,9 @@ class Shape:
     """What a MERGE has to tell apart."""
 
     columns: tuple[str, ...]
-    """Those that some row sets, the key included, in the table's order."""
+    """Those that some row sets, the key included, in the table's order; without the `empty` ones."""
+    empty: tuple[str, ...]
+    """Those that every row sets, to NULL: nothing of them travels."""
     varying: tuple[str, ...]
     """Those that some rows set and others must keep."""
     inserts: bool
@@ -64,8 +69,12 @@ def merge_of(rows: Sequence[Folded]) -> Merge:
         some |= mask
         every &= mask
     whole = [row.whole for row in rows]
+    empty = every & ~_filled(rows, bits, every)
+    if (some & ~empty).bit_count() < _FEWEST:
+        empty = 0
     shape = Shape(
-        columns=tuple(name for name in names if some & bits[name]),
+        columns=tuple(name for name in names if some & ~empty & bits[name]),
+        empty=tuple(name for name in names if empty & bits[name]),
         varying=tuple(name for name in names if some & ~every & bits[name]),
         inserts=any(whole),
         updates=not all(whole),
@@ -100,7 +109,7 @@ def merge_sql(target: str, table: Table, shape: Shape, *, guarded: bool = True) 
     sql = (
         f"MERGE {target} AS t USING (SELECT {source} FROM UNNEST(JSON_QUERY_ARRAY(@rows)) AS r) AS s ON {on} "  # noqa: S608
         f"WHEN MATCHED{' AND s.position > t.position' if guarded else ''}"
-        f" THEN UPDATE SET {', '.join([*sets, 'position = s.position'])}"
+        f" THEN UPDATE SET {', '.join([*sets, *(f'`{name}` = NULL' for name in shape.empty), 'position = s.position'])}"
     )
     if shape.inserts:
         names = [f"`{name}`" for name in (*shape.columns, "position")]
@@ -159,10 +168,21 @@ def _mask(values: Mapping[str, Any], bits: Mapping[str, int], table: Table) -> i
     return mask
 
 
+def _filled(rows: Sequence[Folded], bits: Mapping[str, int], wanted: int) -> int:
+    """In which of the wanted columns some row has a value."""
+    filled = 0
+    for row in rows:
+        for name, value in row.values.items():
+            if value is not None:
+                filled |= bits.get(name, 0)  # what is no column is refused where it is written
+        if filled & wanted == wanted:
+            break
+    return filled
+
+
 def _lines(rows: Sequence[Folded], masks: Sequence[int], shape: Shape) -> Iterator[bytes]:
     """Each row as a JSON array: the shape's columns, position, and what tells rows apart."""
     table, columns = rows[0].table, shape.columns
-    # One column would make itemgetter return the bare value; a table has a key and something to say.
     pick_all = itemgetter(*columns)
     types = {column.name: column for column in table.columns}
     conversions = [
@@ -177,7 +197,7 @@ def _lines(rows: Sequence[Folded], masks: Sequence[int], shape: Shape) -> Iterat
     for row, mask in zip(rows, masks, strict=True):
         values = row.values
         if row.whole:
-            if len(values) != len(table.columns) or len(columns) != len(values):
+            if len(values) != len(table.columns) or len(columns) + len(shape.empty) != len(values):
                 raise ValueError(f"{table.name}: a whole row has every column, once")
             try:
                 line = list(pick_all(values))

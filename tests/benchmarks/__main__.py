@@ -247,6 +247,7 @@ AT_MOST = {
     "idle latency p99 / procrastinate": 1.0,
     "convergence.single_behind_10000_s": 1.0,
     "projector.lag_1_customers.p99_s": 2.0,
+    "projector.lag_100_customers.central_p99_s": 2.0,
     "convergence.subscription_of_73000_events_ms": 5.0,
     "convergence.hour_tick_of_100000_seconds": 30.0,
 }

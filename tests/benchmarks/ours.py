@@ -72,6 +72,11 @@ def peak_kib() -> int:
 def runs_through(service: Service, *, runs: int, customers: int, processes: int, concurrency: int) -> float:
     """Waiting runs that worker processes claim and complete per second, start-up excluded."""
     slot = populate(service, customers, runs // customers, concurrent=50)
+    return worked_off(service, slot, runs=runs, processes=processes, concurrency=concurrency)
+
+
+def worked_off(service: Service, slot: datetime, *, runs: int, processes: int, concurrency: int) -> float:
+    """As `runs_through`, with what is due at the slot: triggered, claimed and completed."""
     trigger_schedules(TriggerSchedules(at=slot, by=origin("scheduler")), service.platform, service.registry)
     rested(service)
     waiting = "SELECT count(*) AS n FROM pipeline_execution_queue WHERE deleted_at IS NULL"

@@ -221,6 +221,44 @@ def test_whole_rows_in_any_order_end_as_the_newest(warehouse, place):
     assert stored(warehouse, place, MEMBERS, prefix) == without_nulls(apply({}, changes))
 
 
+@pytest.mark.parametrize("emptied", ["whole", "set"])
+def test_a_column_that_all_rows_empty_is_emptied(warehouse, place, emptied):
+    """Nothing of it travels: neither must what stood there stay."""
+    prefix = fresh()
+    ids = [prefix + "1", prefix + "2"]
+    begun = {"worker_id": "w", "attempt": 1, "parameters": {"a": 1}, "created_at": NOON}
+    warehouse.write(log(*(whole(RUNS, run_id=run_id, state="RUNNING", **begun) for run_id in ids)))
+    nothing = dict.fromkeys(begun)
+    again = [
+        whole(RUNS, run_id=run_id, state="PENDING", **nothing)
+        if emptied == "whole"
+        else Set(RUNS, {"run_id": run_id, "state": "PENDING", **nothing})
+        for run_id in ids
+    ]
+    merge = merge_of(fold(log(*again, start=3)).rows)
+    assert set(begun) <= set(merge.shape.empty)
+    warehouse.write(log(*again, start=3))
+    assert stored(warehouse, place, RUNS, prefix) == {
+        run_id: {"run_id": run_id, "state": "PENDING", "position": position} for position, run_id in enumerate(ids, 3)
+    }
+
+
+def test_a_column_that_some_rows_empty_travels(warehouse, place):
+    """The control."""
+    prefix = fresh()
+    one, other = Set(RUNS, {"run_id": prefix + "1", "worker_id": None}), Set(RUNS, {"run_id": prefix, "worker_id": "w"})
+    merge = merge_of(fold(log(one, other)).rows)
+    assert merge.shape.empty == ()
+    assert "worker_id" in merge.shape.columns
+
+
+def test_a_set_that_only_empties_a_column(warehouse, place):
+    prefix = fresh()
+    warehouse.write(log(whole(RUNS, run_id=prefix, state="RUNNING", worker_id="w")))
+    warehouse.write(log(Set(RUNS, {"run_id": prefix, "worker_id": None}), start=2))
+    assert stored(warehouse, place, RUNS, prefix)[prefix] == {"run_id": prefix, "state": "RUNNING", "position": 2}
+
+
 def test_a_set_keeps_the_other_columns_and_makes_no_row(warehouse, place):
     prefix = fresh()
     warehouse.write(
