@@ -1,8 +1,11 @@
 """Transactions whose statements are sent without waiting: they end as if each had been waited for."""
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from uuid import UUID, uuid4
 
@@ -147,3 +150,17 @@ def test_no_transaction_is_left_to_who_comes_next(datastore):
         transact(datastore, work)
     with datastore.connected() as connection:
         assert connection.info.transaction_status is TransactionStatus.IDLE
+
+
+def test_what_the_network_takes_in_small_pieces_only(datastore):
+    """Then a part of a statement is not sent yet when its answer is waited for."""
+
+    def work(cursor):
+        with socket.socket(fileno=os.dup(cursor.connection.pgconn.socket)) as sent:
+            sent.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        append(cursor, datastore, uuid4(), LARGE)
+        return cursor.execute("SELECT count(*) AS n FROM stored_events").fetchall()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(transact, datastore, work).result(20)
+    assert stored(datastore) == 1
