@@ -26,7 +26,7 @@ def revoke(world: World, api_key_id: str, customer_id: str = "acme") -> None:
 
 def add_credential(world: World, provider: str = "AWS", **more) -> str:
     given = {"credential_type": "ACCESS_KEY", "credential_name": "reader", "credentials": {"secret": "s3cr3t"}, **more}
-    command = credentials.AddCredential(**world.stamp(), customer_id="acme", provider=provider, **given)
+    command = credentials.AddCredential(**world.stamp(), **{"customer_id": "acme", "provider": provider, **given})
     return credentials.add_credential(command, world.platform, world.vault)
 
 
