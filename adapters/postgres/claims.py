@@ -168,14 +168,29 @@ _LOCK: Final = SQL(
     " WHERE q.state = 'PENDING' AND q.deleted_at IS NULL AND coalesce(q.not_before <= clock_timestamp(), true)"
     " ORDER BY p.nth LIMIT %(limit)s FOR UPDATE OF q SKIP LOCKED"
 )
+# All that waits, if that is not much; in the order of a single customer's. Found in the order of the two indexes.
+_FEW: Final = SQL(
+    "SELECT run_id FROM ("
+    "(SELECT q.run_id, q.priority, q.scheduled_time FROM pipeline_execution_queue q"
+    "  WHERE q.state = 'PENDING' AND q.deleted_at IS NULL AND q.priority = 0"
+    "  ORDER BY q.scheduled_time, q.run_id LIMIT %(most)s)"
+    " UNION ALL"
+    " (SELECT q.run_id, q.priority, q.scheduled_time FROM pipeline_execution_queue q"
+    "  WHERE {waiting} AND {span} <= statement_timestamp()"
+    "  ORDER BY {span}, hashtext(q.customer_id), q.customer_id LIMIT %(most)s)) AS few"
+    " ORDER BY CASE WHEN %(by_age)s THEN 0 ELSE priority END, scheduled_time, run_id LIMIT %(most)s"
+).format(waiting=_WAITING, span=_SPAN)
 # As bytes: the driver would put the pieces together anew at every execution.
 _PICK_STATEMENT: Final = _PICK.as_bytes(None)
 _LOCK_STATEMENT: Final = _LOCK.as_bytes(None)
+_FEW_STATEMENT: Final = _FEW.as_bytes(None)
 
 
 class Picker:
     """Picks for one process: every fourth time by age, each time beginning with other customers.
 
+    After a look that found too little it first sees whether all that waits is no more than is wanted: then there is
+    nothing to share, and it need not be looked for. What of that cannot be started is left out by the look after it.
     Where customers have many runs waiting, fewer of them are looked at the next time, and more where they have few.
     `chance` says with whom a round begins: a seeded one makes the same picks again.
     """
@@ -184,10 +199,18 @@ class Picker:
         self._age_every = age_every
         self._chance = chance or random.Random()  # noqa: S311 - where a round begins is no secret
         self._picks = itertools.count(1)
+        self._glances = itertools.count(1)
+        self._may_be_few = True
         self._customers = _CUSTOMERS_AT_FIRST
 
     def lock_next(self, cursor: Cursor[DictRow], limit: int) -> Sequence[tuple[str, str]]:
         """Lock at most `limit` waiting runs, the next ones first; what other transactions hold is passed over."""
+        if self._may_be_few:
+            by_age = next(self._glances) % self._age_every == 0
+            few = cursor.execute(_FEW_STATEMENT, {"most": limit + 1, "by_age": by_age}, prepare=True).fetchall()
+            if len(few) <= limit:
+                self._may_be_few = not few
+                return _locked(cursor, [row["run_id"] for row in few], limit) if few else []
         most = limit + _SPARE
         wanted: dict[str, Any] = {
             "limit": limit,
@@ -199,6 +222,7 @@ class Picker:
         # By age is also how what hides behind busy pipelines is found, when nothing else is left to start.
         for by_age in (True,) if next(self._picks) % self._age_every == 0 else (False, True):
             found = cursor.execute(_PICK_STATEMENT, {**wanted, "by_age": by_age}, prepare=True).fetchall()
+            self._may_be_few = len(found) < limit
             if found:
                 self._look_at(limit, plenty=len(found) == most, scarce=len(found) < limit)
                 return _locked(cursor, [row["run_id"] for row in found], limit)

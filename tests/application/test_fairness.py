@@ -186,6 +186,37 @@ class CountedStore(PostgresStore):
             yield session
 
 
+class TestFew:
+    """All that waits is no more than is asked for: it is claimed as it is."""
+
+    def test_what_cannot_start_hides_nothing(self, acme):
+        acme.limits(max_concurrent_pipelines=1)
+        line_up(acme, "acme", 3)
+        assert len(acme.claim(limit=10)) == 1
+        acme.onboard("other")
+        line_up(acme, "other", 1)
+        assert [order.customer_id for order in acme.claim(limit=10)] == ["other"]
+
+    def test_what_more_comes_is_found(self, acme):
+        assert acme.claim(limit=10) == []
+        ids = line_up(acme, "acme", 1)
+        assert [order.run_id for order in acme.claim(limit=10)] == ids
+        acme.limits(max_concurrent_pipelines=100)
+        line_up(acme, "acme", 30)
+        assert [len(acme.claim(limit=10)) for _ in range(4)] == [10, 10, 10, 0]
+
+    @pytest.mark.parametrize(("age_every", "starts"), [(4, True), (1000, False)])
+    def test_nothing_starves_behind_a_stream(self, acme, age_every, starts):
+        picking_with(acme, Picker(age_every=age_every))
+        acme.limits(max_concurrent_pipelines=1)
+        line_up(acme, "acme", 1, trigger=Trigger.BACKFILL, waited=HOUR)
+        kinds = []
+        for _ in range(16):
+            line_up(acme, "acme", 1)
+            kinds += [order.trigger_type for order in finish_one_claim(acme, 50)]
+        assert ("backfill" in kinds) is starts
+
+
 class TestBackfill:
     def test_holds_half_of_the_places_and_claims_do_not_ask_again_and_again(self, acme):
         counted = Counted()

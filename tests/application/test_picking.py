@@ -116,6 +116,21 @@ def test_costs_the_same_with_a_thousand_times_as_many_customers(rows):
     assert max(some, many) < 2 * few, (few, some, many)
 
 
+def test_a_few_are_seen_at_a_glance(rows):
+    """And nothing at all as well: that is what an idle worker looks at."""
+    ended(rows)
+    picker = Picker()
+    with psycopg.connect(rows.dsn, row_factory=dict_row) as connection:
+        nothing = Explained(connection.cursor())
+        assert picker.lock_next(nothing, LIMIT) == []
+        queue(rows, 3, 2)
+        few = Explained(connection.cursor())
+        assert len(picker.lock_next(few, LIMIT)) == 6
+    assert (len(nothing.plans), len(few.plans)) == (1, 2)
+    assert "pipeline_execution_queue" not in nothing.scanned | few.scanned
+    assert max(nothing.pages, few.pages) < 100
+
+
 class Counting(InOneLine):
     """The control: fair by counting everybody's waiting runs, at every pick."""
 
