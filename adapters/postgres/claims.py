@@ -170,16 +170,17 @@ _LOCK: Final = SQL(
 )
 # All that waits, if that is not much; in the order of a single customer's. Found in the order of the two indexes.
 _FEW: Final = SQL(
-    "SELECT run_id FROM ("
+    "WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now)"
+    " SELECT run_id FROM ("
     "(SELECT q.run_id, q.priority, q.scheduled_time FROM pipeline_execution_queue q"
     "  WHERE q.state = 'PENDING' AND q.deleted_at IS NULL AND q.priority = 0"
     "  ORDER BY q.scheduled_time, q.run_id LIMIT %(most)s)"
     " UNION ALL"
     " (SELECT q.run_id, q.priority, q.scheduled_time FROM pipeline_execution_queue q"
-    "  WHERE {waiting} AND {span} <= statement_timestamp()"
+    "  WHERE {waiting} AND {span} <= {now}"
     "  ORDER BY {span}, hashtext(q.customer_id), q.customer_id LIMIT %(most)s)) AS few"
     " ORDER BY CASE WHEN %(by_age)s THEN 0 ELSE priority END, scheduled_time, run_id LIMIT %(most)s"
-).format(waiting=_WAITING, span=_SPAN)
+).format(waiting=_WAITING, span=_SPAN, now=_NOW)
 # As bytes: the driver would put the pieces together anew at every execution.
 _PICK_STATEMENT: Final = _PICK.as_bytes(None)
 _LOCK_STATEMENT: Final = _LOCK.as_bytes(None)
