@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import wraps
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from adapters.bootstrap import Service
@@ -86,10 +86,6 @@ def api_of(request: HTTPConnection) -> Api:
     return api
 
 
-async def _parts(request: Request) -> Api:
-    return api_of(request)
-
-
 def at_once(make: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
     """A dependency made on the event loop: the framework gives what is no coroutine a thread of its own each time."""
 
@@ -100,4 +96,4 @@ def at_once(make: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
     return made
 
 
-Parts = Annotated[Api, Depends(_parts)]
+Parts = Annotated[Api, Depends(at_once(api_of))]

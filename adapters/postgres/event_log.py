@@ -159,15 +159,8 @@ class Datastore(PostgresDatastore):
 
         What a statement raises is raised there at the latest. When it returns, the transaction was committed.
         """
-        with self.connected() as connection, _rolled_back(connection):
-            # The driver's own transaction would wait for its beginning and for its end.
-            with connection.pipeline() as pipeline:
-                cursor = PipelinedCursor(connection, pipeline)
-                cursor.execute("BEGIN", prepare=False)
-                yield cursor
-                cursor.execute("COMMIT", prepare=False)
-            if cursor.statusmessage != "COMMIT":
-                raise NotCommitted(cursor.statusmessage)
+        with self.connected() as connection, pipelined(connection) as cursor:
+            yield cursor
 
     @property
     def full(self) -> bool:
@@ -207,14 +200,21 @@ class Datastore(PostgresDatastore):
 
 
 @contextmanager
-def _rolled_back(connection: Connection[DictRow]) -> Iterator[None]:
-    """Leave no transaction behind, whatever is raised."""
+def pipelined(connection: Connection[DictRow]) -> Iterator[PipelinedCursor]:
+    """A transaction on the connection, as `Datastore.pipelined_cursor`; none is left behind, whatever is raised."""
     try:
-        yield
+        # The driver's own transaction would wait for its beginning and for its end.
+        with connection.pipeline() as pipeline:
+            cursor = PipelinedCursor(connection, pipeline)
+            cursor.execute("BEGIN", prepare=False)
+            yield cursor
+            cursor.execute("COMMIT", prepare=False)
     except BaseException:
         with suppress(psycopg.OperationalError):  # the server rolls back what a lost connection leaves
             connection.rollback()
         raise
+    if cursor.statusmessage != "COMMIT":
+        raise NotCommitted(cursor.statusmessage)
 
 
 @contextmanager

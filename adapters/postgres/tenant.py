@@ -12,7 +12,7 @@ from typing import Final
 from psycopg import Cursor
 from psycopg.rows import DictRow
 
-from adapters.postgres.event_log import Datastore
+from adapters.postgres.event_log import Datastore, pipelined
 from adapters.postgres.privileges import TENANT
 
 _BIND: Final = b"SELECT set_config('role', %s, true), set_config('convergence.customer_id', %s, true)"
@@ -39,12 +39,6 @@ class TenantReads:
                 with connection.cursor() as cursor:
                     yield cursor
                 return
-            try:
-                # The library's transaction would wait for its beginning and for its end each.
-                with connection.pipeline(), connection.cursor() as cursor:
-                    cursor.execute("BEGIN", prepare=True)
-                    cursor.execute(_BIND, (TENANT, self.customer_id), prepare=True)
-                    yield cursor
-                    cursor.execute("COMMIT", prepare=True)
-            finally:
-                connection.rollback()
+            with pipelined(connection) as cursor:
+                cursor.execute(_BIND, (TENANT, self.customer_id), prepare=True)
+                yield cursor

@@ -4,6 +4,7 @@ import multiprocessing
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from adapters.kms.vault import EnvelopeVault
 from adapters.postgres import key_rotation
 from application.ports import KeyDestroyed
 from tests.application.test_belongings import add_credential
-from tests.application.test_encryption import keys_of, opened, service_on
+from tests.application.test_encryption import keys_of, opened
 from tests.application.world import World
+from tests.faults.test_erasure import service_on
 
 CUSTOMERS = 12
 TIMES = 8
@@ -37,22 +39,26 @@ def world(database_url, tmp_path) -> Iterator[World]:
 
 @pytest.fixture
 def service(database_url, tmp_path) -> Iterator[Service]:
-    made = service_on(database_url, tmp_path)
-    yield made
-    made.close()
+    with service_on(database_url, tmp_path) as made:
+        yield made
 
 
 def _rotate(dsn: str, directory: Path, before: datetime, told: Connection) -> None:
-    with World(dsn, directory / "keys" / "wrapping.key") as world:
-        stamp = lambda: world.stamp("admin/cli:test")  # noqa: E731 - as the command line makes one for each command
-        tell = lambda what, *_: told.send(what)  # noqa: E731
-        rotate(service_on(dsn, directory), stamp, made_before=before, destroy_after=timedelta(0), tell=tell)
-        told.send("done")
+    with World(dsn, directory / "keys" / "wrapping.key") as world, service_on(dsn, directory) as service:
+        tell = partial(_tell, told)
+        rotate(service, world.stamp, made_before=before, destroy_after=timedelta(0), tell=tell)
+        tell("done")
 
 
 def _rewrap(dsn: str, directory: Path, _: datetime, told: Connection) -> None:
-    rewrap(service_on(dsn, directory), tell=lambda what, *_: told.send(what))
-    told.send("done")
+    with service_on(dsn, directory) as service:
+        tell = partial(_tell, told)
+        rewrap(service, tell=tell)
+        tell("done")
+
+
+def _tell(told: Connection, what: str, *_: int) -> None:
+    told.send(what)
 
 
 def killed(work, world: World, directory: Path, before: datetime, after: int) -> list[str]:
