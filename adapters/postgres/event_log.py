@@ -253,8 +253,8 @@ class EventRecorder(PostgresApplicationRecorder):
         self._insert = (
             SQL(
                 "INSERT INTO {} (originator_id, originator_version, topic, state, customer_id)"
-                " SELECT i, v, t, convert_to(s, 'UTF8'), c"
-                " FROM json_to_recordset(%s) AS e(i {}, v bigint, t text, s text, c text) RETURNING notification_id"
+                " SELECT i, v, t, s, c FROM ROWS FROM (json_to_recordset(%s) AS (i {}, v bigint, t text, c text),"
+                " unnest(%b::bytea[])) AS e(i, v, t, c, s) RETURNING notification_id"
             )
             .format(table, Identifier(datastore.originator_id_type))
             .as_bytes(None)
@@ -272,15 +272,15 @@ class EventRecorder(PostgresApplicationRecorder):
     def append(
         self, cursor: Cursor[DictRow], stored_events: Sequence[StoredEvent], customer_ids: Sequence[str] = ()
     ) -> None:
-        """Append inside the caller's transaction; `customer_ids` says whose each event is. The states are UTF-8 text.
+        """Append inside the caller's transaction; `customer_ids` says whose each event is.
 
         The cursor then holds the events' positions, in order and without a gap between them.
         """
         owners = customer_ids or repeat(None)
         rows = [
-            {"i": e.originator_id, "v": e.originator_version, "t": e.topic, "s": e.state.decode(), "c": customer_id}
+            {"i": e.originator_id, "v": e.originator_version, "t": e.topic, "c": customer_id}
             for e, customer_id in zip(stored_events, owners, strict=False)
         ]
-        encoded = json_of(rows)
+        encoded, states = json_of(rows), [e.state for e in stored_events]
         self._lock_table(cursor)
-        cursor.execute(self._insert, (encoded,), prepare=True)
+        cursor.execute(self._insert, (encoded, states), prepare=True)

@@ -1,6 +1,7 @@
 """Writing projected rows, set by set: one statement per table and shape, however many rows."""
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 from psycopg import Cursor
@@ -13,6 +14,7 @@ from projections.rows import Change, Scope, Table, Type
 from projections.tables import EVERY
 
 _BYTES = {table.name: [c.name for c in table.columns if c.type is Type.BYTES] for table in EVERY}
+_JSON = {table.name: [c.name for c in table.columns if c.type is Type.JSON] for table in EVERY}
 _PLACED: Final = SQL("s.position")
 # What this session has just appended under the log's lock stands without a gap before its newest position.
 _JUST_APPENDED: Final = SQL("currval('stored_events_notification_id_seq') - %s + s.position")
@@ -60,26 +62,51 @@ def writes_of(rows: Iterable[Folded], *, just_appended: int = 0) -> list[Write]:
 
     Positions of rows that follow from the `just_appended` events of this transaction count those from 1.
     """
-    shapes: dict[tuple[str, bool, tuple[str, ...]], tuple[Table, list[dict[str, Any]]]] = {}
+    shapes: dict[tuple[str, bool, tuple[str, ...]], list[Folded]] = {}
     for folded in rows:
-        table = folded.table
-        shape = (table.name, folded.whole, tuple(folded.values))
-        # What is left out is NULL: a new run has more of that than of anything else, and it need not be read.
-        values = {name: value for name, value in folded.values.items() if value is not None}
-        values["position"] = folded.position
-        for name in _BYTES[table.name]:
-            if (value := values.get(name)) is not None:
-                values[name] = "\\x" + value.hex()
-        if shape not in shapes:
-            shapes[shape] = (table, [])
-        shapes[shape][1].append(values)
+        shapes.setdefault((folded.table.name, folded.whole, tuple(folded.values)), []).append(folded)
     count = [just_appended] if just_appended else []
     return [
-        (_statement(table, whole, columns, just_appended > 0), [*count, json_of(lines)])
-        for (_, whole, columns), (table, lines) in sorted(
-            shapes.items(), key=lambda shape: (not shape[0][1], shape[0][0])
-        )
+        (_statement(alike[0].table, whole, columns, just_appended > 0), [*count, *map(json_of, _lines(alike, columns))])
+        for (_, whole, columns), alike in sorted(shapes.items(), key=lambda shape: (not shape[0][1], shape[0][0]))
     ]
+
+
+def _lines(alike: Sequence[Folded], columns: tuple[str, ...]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all of these rows have in common, and what is each one's own; NULL is what neither says.
+
+    What is written together is mostly the same, and the server need not read it once for every row.
+    """
+    table = alike[0].table
+    common = _common(alike) if len(alike) > 1 else {}
+    own = [name for name in columns if name not in common]
+    lines = []
+    for folded in alike:
+        values = folded.values
+        line = {name: value for name in own if (value := values[name]) is not None}
+        line["position"] = folded.position
+        lines.append(line)
+    for name in _BYTES[table.name]:
+        for line in (common, *lines):
+            if name in line:
+                line[name] = "\\x" + line[name].hex()
+    return common, lines
+
+
+def _common(alike: Sequence[Folded]) -> dict[str, Any]:
+    values = [folded.values for folded in alike]
+    first, last, rows = values[0], values[-1], len(values)
+    table = alike[0].table
+    # Not all JSON that is equal is the same: 1 and true.
+    apart = {*table.key, *_JSON[table.name]}
+    return {
+        name: value
+        for name, value in first.items()
+        if value is not None
+        and name not in apart
+        and last[name] == value
+        and list(map(itemgetter(name), values)).count(value) == rows
+    }
 
 
 _statements: Final[dict[tuple[str, bool, tuple[str, ...], bool], bytes]] = {}
@@ -99,22 +126,35 @@ def _composed(table: Table, *, whole: bool, columns: tuple[str, ...], appended: 
     types = {column.name: TYPES[column.type] for column in table.columns}
     listed = SQL(", ").join(map(Identifier, columns))
     record = SQL(", ").join(SQL("{} {}").format(Identifier(c), types[c]) for c in columns)
-    source = SQL("json_to_recordset(%s) AS s({}, position bigint)").format(record)
+    # The driver's parameters stand in the order of the text, and what is common is given first.
+    source = SQL("json_to_record(%s) AS a({0}), json_to_recordset(%s) AS s({0}, position bigint)").format(record)
     place = _JUST_APPENDED if appended else _PLACED
     others = [c for c in columns if c not in table.key]
     if whole:
         sets = SQL(", ").join(SQL("{0} = excluded.{0}").format(Identifier(c)) for c in [*others, "position"])
         return SQL(
-            "INSERT INTO {table} AS t ({columns}, position) SELECT {columns}, {place} FROM {source}"
+            "INSERT INTO {table} AS t ({columns}, position) SELECT {values}, {place} FROM {source}"
             " ON CONFLICT ({key}) DO UPDATE SET {sets} WHERE t.position < excluded.position"
-        ).format(table=Identifier(table.name), columns=listed, place=place, source=source, key=_key(table), sets=sets)
-    sets = SQL(", ").join(SQL("{0} = s.{0}").format(Identifier(c)) for c in others)
+        ).format(
+            table=Identifier(table.name),
+            columns=listed,
+            values=SQL(", ").join(map(_value, columns)),
+            place=place,
+            source=source,
+            key=_key(table),
+            sets=sets,
+        )
+    sets = SQL(", ").join(SQL("{} = {}").format(Identifier(c), _value(c)) for c in others)
     same = SQL(" AND ").join(SQL("t.{0} = s.{0}").format(Identifier(c)) for c in table.key)
     # What was just appended is later than whatever there is.
     later = SQL("") if appended else SQL(" AND t.position < s.position")
     return SQL("UPDATE {table} AS t SET {sets}, position = {place} FROM {source} WHERE {same}{later}").format(
         table=Identifier(table.name), sets=sets, place=place, source=source, same=same, later=later
     )
+
+
+def _value(column: str) -> Composed:
+    return SQL("coalesce(s.{0}, a.{0})").format(Identifier(column))
 
 
 def _key(table: Table) -> Composed:

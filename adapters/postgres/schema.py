@@ -56,7 +56,7 @@ _PARTIAL_INDEXES: Final[Mapping[str, tuple[LiteralString, ...]]] = {
     ),
     "customer_pipeline_configs": (
         (
-            "CREATE INDEX IF NOT EXISTS pipelines_due ON customer_pipeline_configs (next_run_time)"
+            "CREATE INDEX IF NOT EXISTS pipelines_due_of ON customer_pipeline_configs (next_run_time, customer_id)"
             " WHERE is_active AND deleted_at IS NULL AND next_run_time IS NOT NULL"
         ),
     ),

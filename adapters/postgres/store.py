@@ -37,7 +37,7 @@ _LOAD: Final = (
 _DUE_CUSTOMERS: Final = (
     "SELECT customer_id FROM customer_pipeline_configs"
     " WHERE is_active AND deleted_at IS NULL AND next_run_time <= %s AND abs(hashtext(customer_id)::bigint) %% %s = %s"
-    " AND config_id <> ALL(%s) ORDER BY next_run_time LIMIT %s"
+    " AND config_id <> ALL(%s) ORDER BY next_run_time, customer_id LIMIT %s"
 )
 _DUE: Final = (
     "SELECT c.config_id, c.customer_id, c.provider, c.domain, c.pipeline_template, c.schedule_cron, c.timezone,"
@@ -45,8 +45,8 @@ _DUE: Final = (
     " CASE WHEN c.overlap = 'skip' THEN (SELECT count(*) FROM pipeline_execution_queue q"
     "  WHERE q.config_id = c.config_id AND q.deleted_at IS NULL AND q.priority IN (30, 40)) ELSE 0 END AS active_runs"
     " FROM customer_pipeline_configs c WHERE c.customer_id = ANY(%s) AND c.is_active AND c.deleted_at IS NULL"
-    " AND c.next_run_time <= %s AND c.config_id <> ALL(%s) ORDER BY c.next_run_time, c.config_id LIMIT %s"
-    " FOR UPDATE OF c"
+    " AND c.next_run_time <= %s AND c.config_id <> ALL(%s)"
+    " ORDER BY c.next_run_time, c.customer_id, c.config_id LIMIT %s"
 )
 # The priorities of scheduled runs: what was asked for by hand, tried again or filled in overlaps with nothing.
 _OVERLAPPED: Final = (
