@@ -107,6 +107,12 @@ class Transaction:
     def runs(self, runs: Sequence[tuple[UUID, str]]) -> dict[UUID, Stream[PipelineRun, RunEvent]]:
         return {stream.stream_id: stream for stream in self.load([], runs)[1]}
 
+    def new_runs(self, runs: Sequence[tuple[UUID, str]]) -> list[Stream[PipelineRun, RunEvent]]:
+        """Runs that nobody has made, without a look: where somebody has, the transaction ends with `Superseded`."""
+        streams = [Stream(RUN, run_id, customer_id) for run_id, customer_id in runs]
+        self._streams.update((stream.stream_id, stream) for stream in streams)
+        return streams
+
     def load(
         self, subscriptions: Sequence[str], runs: Sequence[tuple[UUID, str]]
     ) -> tuple[dict[str, Stream[Subscription, SubscriptionEvent]], list[Stream[PipelineRun, RunEvent]]]:

@@ -1,10 +1,11 @@
 """From due slots to waiting runs: one step, shared by the scheduler process and POST /scheduler/trigger."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from itertools import count
 from typing import Final
 from uuid import UUID
 
@@ -59,9 +60,12 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
     """
 
     def batch(lane: Lane, unreadable: set[str]) -> Triggered | None:
-        return platform.transact(
-            command, lambda tx: _trigger_batch(tx, command, catalogue, lane, unreadable), of_many=True
-        )
+        tries = count()
+
+        def work(tx: Transaction) -> Triggered | None:
+            return _trigger_batch(tx, command, catalogue, lane, unreadable, look=next(tries) > 0)
+
+        return platform.transact(command, work, of_many=True)
 
     def go(lane: Lane) -> Triggered:
         total, unreadable = Triggered(), set[str]()
@@ -84,17 +88,28 @@ def trigger_schedules(command: TriggerSchedules, platform: Platform, catalogue: 
     return go(ONE_LANE)
 
 
+@dataclass(slots=True)
+class _Turn:
+    """A planned run, and what its customer's quota says of it: the day it counts on, or why it was not let in."""
+
+    plan: Planned
+    run: Run
+    counted_on: date | None = None
+    refusal: str | None = None
+
+
 def _trigger_batch(
-    tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane, unreadable: set[str]
+    tx: Transaction, command: TriggerSchedules, catalogue: Catalogue, lane: Lane, unreadable: set[str], *, look: bool
 ) -> Triggered | None:
     """One batch besides the pipelines that are `unreadable`; those that turn out to be are added to them.
 
-    None, and nothing done, when a full batch and maybe more is due, which can go in lanes.
+    None, and nothing done, when a full batch and maybe more is due, which can go in lanes. `look` whether a slot's run
+    exists already: that is seldom so, and otherwise the transaction ends with `Superseded`.
     """
     seen = tx.session.due_customers(command.at, command.batch, lane, unreadable)
-    if len(seen) == command.batch and lane == ONE_LANE and command.lanes > 1:
+    if sum(seen.values()) == command.batch and lane == ONE_LANE and command.lanes > 1:
         return None
-    customer_ids = sorted(set(seen))
+    customer_ids = sorted(seen)
     if not customer_ids:
         return Triggered()
     overlapped = _lock_overlapped(tx, customer_ids, command.at)
@@ -106,26 +121,26 @@ def _trigger_batch(
     unreadable.update(d.config_id for d in due if subscriptions[d.customer_id].unreadable)
     due, planned = _planned([d for d in due if d.config_id not in unreadable], command, catalogue)
     earlier = _earlier_runs(tx, due, command.at, overlapped)
-    runs = tx.runs([(p.run_id, p.due.customer_id) for p in planned])
-    taken, planned = _readable(tx, due, planned, earlier, runs)
+    wanted = [(p.run_id, p.due.customer_id) for p in planned]
+    runs = tx.load([], wanted)[1] if look else tx.new_runs(wanted)
+    taken, turns = _readable(tx, due, list(map(_Turn, planned, runs)), earlier)
     unreadable.update({d.config_id for d in due} - {d.config_id for d in taken})
     due = taken
-    fresh = [p for p in planned if not runs[p.run_id].exists]
+    fresh = [turn for turn in turns if not turn.run.exists]
 
-    admitted, refusals = _admit(tx, fresh, earlier, command.at)
-    for p in fresh:
-        run = runs[p.run_id]
-        if p.run_id in admitted:
-            run.append([p.order(counted_on=admitted[p.run_id])])
-        else:
-            run.append([p.order()])
-            reason = p.skip or refusals.get(p.run_id)
+    _admit(tx, fresh, earlier, command.at)
+    admitted = [turn for turn in fresh if turn.counted_on is not None]
+    for turn in fresh:
+        run = turn.run
+        run.append([turn.plan.order(counted_on=turn.counted_on)])
+        if turn.counted_on is None:
+            reason = turn.plan.skip or turn.refusal
             state = run.must("")
             run.append(state.cancel(command.at, OVERLAPPED) if reason is None else state.skip(command.at, reason))
-    _end(tx, [run for p in fresh if p.run_id in admitted for run in earlier.get(p.due.config_id, ())], command.at)
-    senseless = [p.due for p in planned if p.unreadable]
+    _end(tx, [run for turn in admitted for run in earlier.get(turn.plan.due.config_id, ())], command.at)
+    senseless = [turn.plan.due for turn in turns if turn.plan.unreadable]
     _rest(tx, senseless)
-    _move_on_the_rest(tx, command.at, due, {d.config_id for d in [*senseless, *(p.due for p in fresh)]})
+    _move_on_the_rest(tx, command.at, due, {d.config_id for d in [*senseless, *(turn.plan.due for turn in fresh)]})
     return Triggered(len(due), len(admitted), len(fresh) - len(admitted))
 
 
@@ -146,23 +161,19 @@ def _planned(
 
 
 def _readable(
-    tx: Transaction,
-    due: Sequence[DuePipeline],
-    planned: list[Planned],
-    earlier: Mapping[str, Sequence[Run]],
-    runs: Mapping[UUID, Run],
-) -> tuple[Sequence[DuePipeline], list[Planned]]:
+    tx: Transaction, due: Sequence[DuePipeline], turns: list[_Turn], earlier: Mapping[str, Sequence[Run]]
+) -> tuple[Sequence[DuePipeline], list[_Turn]]:
     """Without the pipelines about which nothing can be decided: they must not keep all others from their slots."""
-    damaged = {p.due.config_id for p in planned if runs[p.run_id].unreadable}
+    damaged = {turn.plan.due.config_id for turn in turns if turn.run.unreadable}
     damaged |= {config_id for config_id, found in earlier.items() if any(run.unreadable for run in found)}
-    planned = [p for p in planned if p.due.config_id not in damaged]
+    turns = [turn for turn in turns if turn.plan.due.config_id not in damaged]
     # Those whose slot makes no new run are moved on by their customer.
-    moved = {p.due.config_id for p in planned if not p.unreadable and not runs[p.run_id].exists}
+    moved = {turn.plan.due.config_id for turn in turns if not turn.plan.unreadable and not turn.run.exists}
     passed = moved | damaged
     rest = [d for d in due if d.config_id not in passed]
     customers = tx.customers([d.customer_id for d in rest])
     damaged |= {d.config_id for d in rest if customers[d.customer_id].unreadable}
-    return [d for d in due if d.config_id not in damaged], [p for p in planned if p.due.config_id not in damaged]
+    return [d for d in due if d.config_id not in damaged], [t for t in turns if t.plan.due.config_id not in damaged]
 
 
 def _lock_overlapped(tx: Transaction, customer_ids: Sequence[str], now: datetime) -> set[str]:
@@ -190,32 +201,40 @@ def _earlier_runs(tx: Transaction, due: Sequence[DuePipeline], now: datetime, lo
     return {config_id: [runs[UUID(run_id)] for run_id in run_ids] for config_id, run_ids in found.items()}
 
 
-def _admit(
-    tx: Transaction, fresh: Sequence[Planned], earlier: Mapping[str, Sequence[Run]], now: datetime
-) -> tuple[dict[UUID, date], dict[UUID, str]]:
-    """Which runs were let in, with the day they count on, and why the others were not."""
-    wanting: dict[str, list[Planned]] = defaultdict(list)
-    for p in fresh:
-        if p.skip is None and not p.superseded:
-            wanting[p.due.customer_id].append(p)
-    admitted: dict[UUID, date] = {}
-    refusals: dict[UUID, str] = {}
-    for customer_id, plans in wanting.items():
+def _admit(tx: Transaction, fresh: Sequence[_Turn], earlier: Mapping[str, Sequence[Run]], now: datetime) -> None:
+    """Find out which runs their customers' quotas let in, and on which day they count."""
+    wanting: dict[str, list[_Turn]] = defaultdict(list)
+    for turn in fresh:
+        if turn.plan.skip is None and not turn.plan.superseded:
+            wanting[turn.plan.due.customer_id].append(turn)
+    for customer_id, turns in wanting.items():
         subscription = tx.subscription(customer_id)
-        units = {p.run_id: _units(earlier.get(p.due.config_id, ())) for p in plans}
-        # Who takes the place of a waiting run gets its unit, and takes it away only when let in: each by itself.
-        for group in [*([p] for p in plans if units[p.run_id]), [p for p in plans if not units[p.run_id]]]:
-            if not group:
-                continue
-            returned, freed = _returned(subscription.must("No such customer."), units[group[0].run_id], now)
-            admission = freed.admit([str(p.run_id) for p in group], now, starting=False)
+        for group, units in _groups(turns, earlier):
+            returned, freed = _returned(subscription.must("No such customer."), units, now)
+            admission = freed.admit([str(turn.plan.run_id) for turn in group], now, starting=False)
             subscription.append((*returned, *admission.events) if admission.admitted else admission.events)
-            for p in group:
-                if str(p.run_id) in admission.admitted:
-                    admitted[p.run_id] = admission.day
-                else:
-                    refusals[p.run_id] = str(admission.refusal)
-    return admitted, refusals
+            let_in = len(admission.admitted)
+            for turn in group[:let_in]:
+                turn.counted_on = admission.day
+            for turn in group[let_in:]:
+                turn.refusal = str(admission.refusal)
+
+
+def _groups(
+    turns: Sequence[_Turn], earlier: Mapping[str, Sequence[Run]]
+) -> Iterator[tuple[Sequence[_Turn], Mapping[date, Sequence[str]]]]:
+    """What is asked for together, with the units of quota that it would give back.
+
+    Who takes the place of a waiting run gets its unit, and takes it away only when let in: each by itself.
+    """
+    others = []
+    for turn in turns:
+        if units := _units(earlier.get(turn.plan.due.config_id, ())):
+            yield [turn], units
+        else:
+            others.append(turn)
+    if others:
+        yield others, {}
 
 
 def _units(earlier: Iterable[Run]) -> dict[date, list[str]]:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
+import msgspec
 from eventsourcing.persistence import StoredEvent
 
 from application.mapper import Recorded
@@ -32,9 +33,8 @@ class From(NamedTuple):
     after: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class DuePipeline:
-    """A pipeline whose next slot has come, as its row says; the row is locked until the transaction ends."""
+class DuePipeline(msgspec.Struct, frozen=True):
+    """A pipeline whose next slot has come, as its row says. It stays so for as long as its customer is held."""
 
     config_id: str
     customer_id: str
@@ -122,14 +122,14 @@ class Session(Protocol):
     def lock_runs(self, run_ids: Sequence[str]) -> None:
         """Hold the queue rows and leases of these runs, from whatever is read next on.
 
-        Locks are taken in one order everywhere: queue, leases, customers by id, pipelines, log. A lease comes into
+        Locks are taken in one order everywhere: queue, leases, customers by id, log. A lease comes into
         being under its queue row's lock only, so that whoever holds the row sees the lease.
         """
 
     def due_customers(
         self, now: datetime, limit: int, lane: Lane, besides: Collection[str] = frozenset()
-    ) -> Sequence[str]:
-        """The customers of the `limit` pipelines, `besides` these, that are the longest due, one for each.
+    ) -> Mapping[str, int]:
+        """The customers of the `limit` pipelines, `besides` these, that are the longest due, and how many each has.
 
         Only customers of this lane.
         """
@@ -137,7 +137,7 @@ class Session(Protocol):
     def due_pipelines(
         self, customer_ids: Sequence[str], now: datetime, limit: int, besides: Collection[str] = frozenset()
     ) -> Sequence[DuePipeline]:
-        """Lock due pipelines, `besides` these, of customers that are locked already, the longest due first."""
+        """Due pipelines, `besides` these, of customers that are locked already, the longest due first."""
 
     def overlapped_runs(self, customer_ids: Sequence[str], now: datetime) -> Mapping[str, Sequence[str]]:
         """The scheduled runs that wait or run for due pipelines whose overlap is cancel_running, by config_id."""

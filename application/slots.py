@@ -1,11 +1,10 @@
 """Which runs a due pipeline gets: one a slot, in order; what was missed, what overlaps, and when each may start."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import partial
+from datetime import date, datetime, timedelta
 from typing import Final
 from uuid import UUID
+
+import msgspec
 
 from application.pipelines import known_template
 from application.ports import Catalogue
@@ -22,8 +21,7 @@ CATCH_UP_AT_MOST: Final = 100
 _MINUTES_IN_WINDOW: Final = 24 * 60 + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """A slot's run, to be ordered once it is known on which day it counts.
 
     `superseded`: a newer slot, seen together with it, ends it before it could wait. `unreadable`: the pipeline's
@@ -32,10 +30,38 @@ class Planned:
 
     run_id: UUID
     due: DuePipeline
-    order: Callable[..., RunScheduled]
-    skip: str | None
-    superseded: bool
+    slot: datetime
+    pipeline_id: str
+    run_date: date
+    priority: Priority
+    next_run_time: datetime | None = None
+    missed_since: datetime | None = None
+    not_before: datetime | None = None
+    skip: str | None = None
+    superseded: bool = False
     unreadable: bool = False
+
+    def order(self, counted_on: date | None = None) -> RunScheduled:
+        """The event that makes the run."""
+        due = self.due
+        return RunScheduled(
+            customer_id=due.customer_id,
+            provider=due.provider,
+            domain=due.domain,
+            template=due.template,
+            pipeline_id=self.pipeline_id,
+            trigger_type=Trigger.SCHEDULED,
+            trigger_by="scheduler",
+            run_date=self.run_date,
+            scheduled_for=self.slot,
+            priority=self.priority,
+            config_id=due.config_id,
+            counted_on=counted_on,
+            next_run_time=self.next_run_time,
+            missed_since=self.missed_since,
+            parameters=due.parameters,
+            not_before=self.not_before,
+        )
 
 
 def plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[Planned]:
@@ -48,9 +74,18 @@ def plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[Planned]
         slots, following = _slots(due, schedule, now)
     except Invalid as error:
         # Time zones are given up now and then. Everybody else's slots must come all the same.
-        order = partial(_order(due, due.next_run_time, now), run_date=run_date(due.next_run_time, "UTC", 0))
-        run_id = scheduled_run_id(due.config_id, due.next_run_time)
-        return [Planned(run_id, due, order, f"The pipeline rests: {error}", superseded=False, unreadable=True)]
+        return [
+            Planned(
+                run_id=scheduled_run_id(due.config_id, due.next_run_time),
+                due=due,
+                slot=due.next_run_time,
+                pipeline_id=due.template,
+                run_date=run_date(due.next_run_time, "UTC", 0),
+                priority=_priority(due.next_run_time, now),
+                skip=f"The pipeline rests: {error}",
+                unreadable=True,
+            )
+        ]
     try:
         template = known_template(catalogue, due.provider, due.domain, due.template)
         unknown = None
@@ -60,36 +95,22 @@ def plan(due: DuePipeline, now: datetime, catalogue: Catalogue) -> list[Planned]
         Planned(
             run_id=scheduled_run_id(due.config_id, slot),
             due=due,
-            order=partial(
-                _order(due, slot, now),
-                pipeline_id=template.id if template else due.template,
-                run_date=run_date(slot, due.timezone, due.date_offset_days),
-                next_run_time=following,
-                missed_since=due.next_run_time if slot == slots[0] and slot > due.next_run_time else None,
-                not_before=_not_before(due, slot, now),
-            ),
-            superseded=due.overlap == "cancel_running" and slot != slots[-1],
+            slot=slot,
+            pipeline_id=template.id if template else due.template,
+            run_date=run_date(slot, due.timezone, due.date_offset_days),
+            priority=_priority(slot, now),
+            next_run_time=following,
+            missed_since=due.next_run_time if slot == slots[0] and slot > due.next_run_time else None,
+            not_before=_not_before(due, slot, now),
             skip=unknown or _reason_to_skip(due, slot, now, first=slot == slots[0]),
+            superseded=due.overlap == "cancel_running" and slot != slots[-1],
         )
         for slot in slots
     ]
 
 
-def _order(due: DuePipeline, slot: datetime, now: datetime) -> Callable[..., RunScheduled]:
-    return partial(
-        RunScheduled,
-        customer_id=due.customer_id,
-        provider=due.provider,
-        domain=due.domain,
-        template=due.template,
-        pipeline_id=due.template,
-        trigger_type=Trigger.SCHEDULED,
-        trigger_by="scheduler",
-        scheduled_for=slot,
-        priority=Priority.CATCH_UP if now - slot > LATE else Priority.SCHEDULED,
-        config_id=due.config_id,
-        parameters=due.parameters,
-    )
+def _priority(slot: datetime, now: datetime) -> Priority:
+    return Priority.CATCH_UP if now - slot > LATE else Priority.SCHEDULED
 
 
 def _slots(due: DuePipeline, schedule: Schedule, now: datetime) -> tuple[list[datetime], datetime]:

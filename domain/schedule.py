@@ -83,7 +83,17 @@ def latest_slot(schedule: Schedule, after: datetime, until: datetime) -> datetim
 
 
 def run_date(slot: datetime, timezone: str, offset_days: int) -> date:
-    """The day whose data a slot's run is about: `offset_days` days before the slot's own day in its zone."""
+    """The day whose data a slot's run is about: `offset_days` days before the slot's own day in its zone.
+
+    Answers are kept, as those of `next_slot` are.
+    """
+    if slot.tzinfo is None:
+        raise ValueError("an instant needs a time zone")
+    return _run_date(slot.astimezone(UTC), timezone, offset_days)
+
+
+@lru_cache(maxsize=4096)
+def _run_date(slot: datetime, timezone: str, offset_days: int) -> date:
     return _wall(slot, _zone(timezone)).date() - timedelta(days=offset_days)
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, final
 
+import msgspec
+
 
 class Type(StrEnum):
     """BigQuery's standard SQL type names. Values are str, int, bool, datetime (aware), date, bytes and plain JSON."""
@@ -54,16 +56,15 @@ class Table:
         return tuple(column.name for column in self.columns)
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+# What there are three of for every event costs a sixth of a frozen dataclass as a struct.
+class Put(msgspec.Struct, frozen=True):
     """A whole row: made, or replaced. Every column but `position` is given."""
 
     table: Table
     values: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
+class Set(msgspec.Struct, frozen=True):
     """Some columns of a row that an earlier event put there; `values` includes the key."""
 
     table: Table
@@ -85,8 +86,7 @@ class Forget:
 RowChange = Put | Set | Forget
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """A row change at its place in the log. `customer_id` names the dataset of a customer's table."""
 
     row: RowChange

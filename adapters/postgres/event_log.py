@@ -2,10 +2,10 @@
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import repeat
-from typing import Any, Final, Protocol
+from typing import Any, Final, LiteralString, Protocol, TypeVar
 
 import msgspec
 import psycopg
@@ -13,7 +13,8 @@ from eventsourcing import persistence
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import Connection, Cursor, Pipeline
-from psycopg.rows import DictRow, dict_row
+from psycopg.abc import Params
+from psycopg.rows import DictRow, args_row, dict_row
 from psycopg.sql import SQL, Identifier
 from psycopg.types.json import set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout
@@ -23,6 +24,8 @@ from adapters.postgres.privileges import may_bind, take_role
 from adapters.postgres.silence import AttentiveConnection
 from application.ports import Away, Full
 from application.session import Superseded
+
+Made = TypeVar("Made")
 
 LOG_LOCK: Final = 0x0C0F_FEE1
 """The advisory lock that every append takes: events become visible in the order of their positions."""
@@ -94,6 +97,12 @@ class PipelinedCursor(Cursor[DictRow]):
     def another(self) -> "PipelinedCursor":
         """For one more statement in the same pipeline, before the rows of the first are fetched."""
         return PipelinedCursor(self.connection, self._answers)
+
+    def made(self, kind: Callable[..., Made], query: LiteralString, parameters: Params) -> list[Made]:
+        """What `kind` makes of each row of one more statement, given its columns."""
+        cursor: Cursor[Any] = self.another()
+        cursor.row_factory = args_row(kind)
+        return cursor.execute(query, parameters, prepare=True).fetchall()
 
     def fetchall(self) -> list[DictRow]:
         if self.pgresult is None:

@@ -35,13 +35,14 @@ _LOAD: Final = (
     b" ORDER BY 1, 2"
 )
 _DUE_CUSTOMERS: Final = (
-    "SELECT customer_id FROM customer_pipeline_configs"
-    " WHERE is_active AND deleted_at IS NULL AND next_run_time <= %s AND abs(hashtext(customer_id)::bigint) %% %s = %s"
-    " AND config_id <> ALL(%s) ORDER BY next_run_time, customer_id LIMIT %s"
+    "SELECT customer_id, count(*) AS due FROM (SELECT customer_id FROM customer_pipeline_configs"
+    "  WHERE is_active AND deleted_at IS NULL AND next_run_time <= %s AND abs(hashtext(customer_id)::bigint) %% %s = %s"
+    "  AND config_id <> ALL(%s) ORDER BY next_run_time, customer_id LIMIT %s) AS first GROUP BY customer_id"
 )
+# The columns are those of a due pipeline, in their order.
 _DUE: Final = (
     "SELECT c.config_id, c.customer_id, c.provider, c.domain, c.pipeline_template, c.schedule_cron, c.timezone,"
-    " c.next_run_time, c.date_offset_days, c.catch_up, c.overlap, c.jitter_seconds, c.parameters,"
+    " c.next_run_time, c.date_offset_days, c.catch_up, c.overlap, coalesce(c.jitter_seconds, 0), c.parameters,"
     " CASE WHEN c.overlap = 'skip' THEN (SELECT count(*) FROM pipeline_execution_queue q"
     "  WHERE q.config_id = c.config_id AND q.deleted_at IS NULL AND q.priority IN (30, 40)) ELSE 0 END AS active_runs"
     " FROM customer_pipeline_configs c WHERE c.customer_id = ANY(%s) AND c.is_active AND c.deleted_at IS NULL"
@@ -186,32 +187,14 @@ class PostgresSession(Session):
 
     def due_customers(
         self, now: datetime, limit: int, lane: Lane, besides: Collection[str] = frozenset()
-    ) -> Sequence[str]:
+    ) -> Mapping[str, int]:
         wanted = (now, lane.of, lane.number, list(besides), limit)
-        return [row["customer_id"] for row in self._rows(_DUE_CUSTOMERS, wanted)]
+        return {row["customer_id"]: row["due"] for row in self._rows(_DUE_CUSTOMERS, wanted)}
 
     def due_pipelines(
         self, customer_ids: Sequence[str], now: datetime, limit: int, besides: Collection[str] = frozenset()
     ) -> Sequence[DuePipeline]:
-        return [
-            DuePipeline(
-                config_id=row["config_id"],
-                customer_id=row["customer_id"],
-                provider=row["provider"],
-                domain=row["domain"],
-                template=row["pipeline_template"],
-                cron=row["schedule_cron"],
-                timezone=row["timezone"],
-                next_run_time=row["next_run_time"],
-                date_offset_days=row["date_offset_days"],
-                catch_up=row["catch_up"],
-                overlap=row["overlap"],
-                jitter_seconds=row["jitter_seconds"] or 0,
-                parameters=row["parameters"],
-                active_runs=row["active_runs"],
-            )
-            for row in self._rows(_DUE, (list(customer_ids), now, list(besides), limit))
-        ]
+        return self._cursor.made(DuePipeline, _DUE, (list(customer_ids), now, list(besides), limit))
 
     def overlapped_runs(self, customer_ids: Sequence[str], now: datetime) -> Mapping[str, Sequence[str]]:
         return {row["config_id"]: row["run_ids"] for row in self._rows(_OVERLAPPED, (list(customer_ids), now))}

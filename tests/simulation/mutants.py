@@ -110,10 +110,11 @@ class _Forgetful:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tx, name)
 
-    def runs(self, wanted: Sequence[tuple[UUID, str]]) -> dict[UUID, Any]:
-        found = self._tx.runs(wanted)
-        ended = {i for i, run in found.items() if run.state is not None and run.state.state.ended}
-        return {i: self._tx.run(uuid5(i, "again"), run.customer_id) if i in ended else run for i, run in found.items()}
+    def new_runs(self, wanted: Sequence[tuple[UUID, str]]) -> list[Any]:
+        return [
+            self._tx.run(uuid5(i, "again"), run.customer_id) if run.state is not None and run.state.state.ended else run
+            for i, run in self._tx.runs(wanted).items()
+        ]
 
 
 @dataclass(frozen=True)
