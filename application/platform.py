@@ -200,30 +200,29 @@ class Transaction:
     def flush(self) -> None:
         """Append everything decided so far, stream by stream in the order of their loading."""
         recorded: list[Recorded] = []
+        stored: list[StoredEvent] = []
         snapshots: list[Snapshot] = []
         for stream in self._streams.values():
+            if not stream.pending:
+                continue
             before = stream.version
-            by = stream.origin(self._command.by) if stream.pending else self._command.by
-            for event in stream.pending:
-                stream.version += 1
+            by = stream.origin(self._command.by)
+            for version, event in enumerate(stream.pending, before + 1):
                 envelope = Envelope(
                     stream_id=stream.stream_id,
-                    version=stream.version,
+                    version=version,
                     topic=topic_of(event),
                     customer_id=stream.customer_id,
                     at=self._command.at,
                     by=by,
                 )
                 recorded.append(Recorded(event, envelope))
-            if stream.pending:
-                stream.began, stream.latest, stream.pending = stream.began or by, by, []
+                stored.append(self._mapper.to_stored_event(recorded[-1]))
+            stream.stored(stored[-1], by)
             if stream.kind.decoder is not None and stream.version // SNAPSHOT_EVERY > before // SNAPSHOT_EVERY:
                 state = msgspec.json.encode(stream.state)
                 snapshots.append(Snapshot(stream.stream_id, stream.version, stream.kind.shape, state))
         if recorded:
-            stored = [self._mapper.to_stored_event(r) for r in recorded]
-            for stream_id, group in groupby(stored, _stream_of):
-                *_, self._streams[stream_id].last = group
             self.session.append(recorded, stored, snapshots)
 
 

@@ -156,6 +156,11 @@ class Stream(Generic[State, Event]):
             self.state = self.kind.evolve(self.state, event)
             self.pending.append(event)
 
+    def stored(self, last: StoredEvent, by: Origin) -> None:
+        """What was decided is in the log now, up to this event, caused `by`."""
+        self.version, self.last = last.originator_version, last
+        self.began, self.latest, self.pending = self.began or by, by, []
+
     def _must_be_readable(self) -> None:
         if self.unreadable is not None:
             raise self.unreadable

@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -30,11 +31,13 @@ def customer_id(text: str, *, central_dataset: str) -> str:
     return text
 
 
+@lru_cache(maxsize=4096)
 def customer_stream(customer: str) -> UUID:
     """The stream of a customer; ids that differ only in case are the same customer."""
     return uuid5(_CUSTOMER, customer.lower())
 
 
+@lru_cache(maxsize=4096)
 def subscription_stream(customer: str) -> UUID:
     return uuid5(_SUBSCRIPTION, customer.lower())
 
