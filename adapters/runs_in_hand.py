@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self
+from uuid import uuid4
 
 from adapters.attempt import Attempt, Progress, Stop
 from adapters.bootstrap import Service, origin
-from adapters.postgres import leases
+from adapters.postgres import leases, offers
 from adapters.reporter import Reporter
 from application.execution import LEASE_SECONDS, ClaimRuns, Outcome, claim_runs
 from application.ports import Away, Cancelled, RunOrder, RunReport
@@ -72,7 +73,10 @@ class Worker:
         )
         self._let_go = let_go
         self._request_id = request_id
+        self._unheard = False
         self.worker_id = worker_id
+        self.offer_id = uuid4()
+        """The name by which the worker is handed runs: another process may have the same `worker_id`."""
         self.finished = 0
         """Attempts that came to an outcome and were not handed back, since the start."""
 
@@ -114,6 +118,46 @@ class Worker:
         with self._lock:
             self._held.update(held)
         return [attempt.order for attempt in held.values()]
+
+    def take_up(self) -> list[RunOrder]:
+        """Begin what was handed to this worker's offer; it is this worker's until reported.
+
+        Raises `Away` with the database. What was taken up then is not executed, and goes back at the next call.
+        """
+        with self._lock:
+            besides = [run_id for run_id, _ in self._held]
+        ours_until = self._ours_until()
+        try:
+            handed = offers.take_up(
+                self._service.datastore,
+                self.offer_id,
+                self.worker_id,
+                self._timing.lease_s,
+                besides=besides,
+                begun=self._unheard,
+            )
+        except (Away, Superseded) as error:
+            self._unheard = True
+            raise Away(str(error)) from error
+        self._unheard = False
+        attempts = {each.order.run_id: Attempt(each.order, ours_until) for each in handed}
+        for each in handed:
+            if each.begun:
+                attempt = attempts.pop(each.order.run_id)
+                self._tell(attempt.handed_back(self._service.now(), "The worker lost the database before it began."))
+            elif each.stop_asked:
+                attempts[each.order.run_id].stop(Stop.CANCELLED)
+        with self._lock:
+            self._held.update((attempt.key, attempt) for attempt in attempts.values())
+        return [attempt.order for attempt in attempts.values()]
+
+    def offer(self, free: int, seconds: float) -> None:
+        """Be handed up to `free` runs within so many seconds. Raises `Away` with the database."""
+        offers.offer(self._service.datastore, self.offer_id, self.worker_id, free, seconds)
+
+    def withdraw(self) -> None:
+        """Be handed nothing more. Raises `Away` with the database."""
+        offers.withdraw(self._service.datastore, self.offer_id)
 
     def _ours_until(self) -> float:
         """Counted from before a renewal is asked for, so that it ends before the database's count does."""

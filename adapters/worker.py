@@ -1,31 +1,22 @@
 """The worker process: claims waiting runs, executes them in threads, and tells what became of them."""
 
-import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final
 
 from adapters.bootstrap import Service
-from adapters.postgres import waiting
-from adapters.postgres.channels import DATA_KEYS, QUEUE, STOP
+from adapters.claiming import Calls, Claiming
+from adapters.postgres.channels import DATA_KEYS, HANDED, QUEUE, STOP
 from adapters.postgres.listener import Listener
-from adapters.process import Part, Shutdown, Unable, rest
+from adapters.postgres.offers import OFFER_LOCK
+from adapters.process import Part, Shutdown, Unable
 from adapters.provisioner import provision_pending
 from adapters.runs_in_hand import DEFAULT_TIMING, Timing, Worker
 from adapters.scheduler import run_takeover
-from application.ports import Away
 
-logger = logging.getLogger(__name__)
-
-_SHORTEST_SLEEP_S: Final = 0.02
-_GATHER_S: Final = 0.005
-_AWAY_SLEEP_S: Final = 2.0
 _LOOK_S: Final = 0.2
-_LOOKED_S: Final = 0.05
-"""What a claim may have looked at earlier than the question that follows it says."""
 
 
 def process_one(
@@ -66,15 +57,22 @@ def run_worker(
     `began` is told the worker whose figures count. Raises `Unable` when a part that it needs has failed.
     """
     settings = service.settings
-    wake, beat_now, failing = threading.Event(), threading.Event(), Shutdown()
-    listener = Listener(
-        service.dsn,
-        {QUEUE: lambda _: wake.set(), STOP: lambda _: beat_now.set(), DATA_KEYS: service.forget},
-    )
+    beat_now, failing, calls = threading.Event(), Shutdown(), Calls()
     with (
-        Worker(service, settings.worker_id, timing=timing, let_go=wake.set) as worker,
+        Worker(service, settings.worker_id, timing=timing, let_go=calls.look) as worker,
         ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="run") as pool,
     ):
+        offer_id = str(worker.offer_id)
+        listener = Listener(
+            service.dsn,
+            {
+                QUEUE: lambda _: calls.look(),
+                HANDED: lambda to: calls.take_up() if to in {"", offer_id} else None,
+                STOP: lambda _: beat_now.set(),
+                DATA_KEYS: service.forget,
+            },
+            sign=(OFFER_LOCK, offer_id),
+        )
         parts = [
             _heartbeat(worker, beat_now, timing),
             Part("takeover", lambda s: run_takeover(service, s, every_s=timing.takeover_s, lease_s=timing.lease_s)),
@@ -83,7 +81,7 @@ def run_worker(
         began(worker)
         with _beside(parts, failing, listener, beat_now):
             try:
-                _claim_until(lambda: stop.is_set() or failing.is_due, service, worker, pool, wake)
+                Claiming(service, worker, pool, calls).until(lambda: stop.is_set() or failing.is_due)
                 if not failing.is_due:
                     worker.wait_idle(timing.finish_s)
             finally:
@@ -130,37 +128,3 @@ def _beside(parts: Sequence[Part], failing: Shutdown, listener: Listener, beat_n
         listener.stop()
         for part in parts:
             part.join(5)
-
-
-def _claim_until(
-    ended: Callable[[], bool], service: Service, worker: Worker, pool: ThreadPoolExecutor, wake: threading.Event
-) -> None:
-    settings = service.settings
-    while not ended():
-        # Cleared before looking, so that what comes while we look wakes us again.
-        wake.clear()
-        if 0 < settings.worker_concurrency - worker.holding < settings.worker_concurrency:
-            # Short runs end together: many of them are claimed with one transaction a moment later.
-            wake.wait(_GATHER_S)
-            wake.clear()
-        looked_at = time.monotonic()
-        free = settings.worker_concurrency - worker.holding
-        pause = settings.poll_interval_seconds
-        try:
-            orders = worker.claim(free) if free > 0 else []
-            if free > 0 and not orders:
-                pause = _until_ready(service, looked_at, pause)
-        except Away as away:
-            logger.warning("the worker waits: %s", away)
-            orders, pause = [], min(pause, _AWAY_SLEEP_S)
-        for order in orders:
-            pool.submit(worker.execute, order)
-        if not orders:
-            rest(wake, ended, pause)
-
-
-def _until_ready(service: Service, looked_at: float, most_s: float) -> float:
-    """Nobody is told when the time of a run that has to wait has come: the worker wakes up for it."""
-    since_s = time.monotonic() - looked_at + _LOOKED_S
-    seconds = waiting.seconds_until_ready(service.datastore, since_s=since_s)
-    return most_s if seconds is None else min(max(seconds, _SHORTEST_SLEEP_S), most_s)

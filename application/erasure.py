@@ -97,7 +97,7 @@ def _held(
     Its own stream is loaded last: what it decides is stored last, and after its end there is nothing.
     """
     tx.session.lock_runs(runs)
-    now, subscriptions, _ = tx.hold([customer_id], [(UUID(run_id), customer_id) for run_id in runs])
+    now, subscriptions, *_ = tx.hold([customer_id], [(UUID(run_id), customer_id) for run_id in runs])
     return tx.customer(customer_id), subscriptions[customer_id], now
 
 

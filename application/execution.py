@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from application.command import Command
 from application.platform import Platform, Transaction
 from application.ports import RunOrder, RunReport, StepReport
-from application.runs import give_back
+from application.runs import give_back, start_of
 from application.session import Lease
 from domain.pipeline_run import PipelineRun, RunState
 from domain.refusals import Conflict
@@ -59,7 +59,7 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
     if not found:
         return [], 0
     owners = sorted({customer_id for _, customer_id in found})
-    now, subscriptions, runs = tx.hold(owners, [(UUID(run_id), customer_id) for run_id, customer_id in found])
+    now, subscriptions, runs, _ = tx.hold(owners, [(UUID(run_id), customer_id) for run_id, customer_id in found])
     waiting: dict[str, list[Start]] = defaultdict(list)
     allowed: set[str] = set()
     for (run_id, customer_id), run in zip(found, runs, strict=True):
@@ -73,7 +73,7 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
         if state.order.trigger_type is Trigger.ONBOARDING:
             allowed.add(run_id)
         elif subscriptions[customer_id].must("No such customer.").status is Status.ACTIVE:
-            waiting[customer_id].append(_start(run_id, state))
+            waiting[customer_id].append(start_of(run_id, state))
         else:
             run.append(state.skip(now, "The customer's account is suspended."))
             give_back(tx, now, run_id, state)
@@ -97,13 +97,6 @@ def _claim(tx: Transaction, command: ClaimRuns, look: int) -> tuple[list[RunOrde
     )
     worker = command.worker_id
     return [_order(run_id, run, worker, configurations) for run_id, run in claimed.items()], len(found)
-
-
-def _start(run_id: str, run: PipelineRun) -> Start:
-    """What the subscription must know: runs asked for by hand, retries and back-fill hold up no scheduled one."""
-    trigger = run.order.trigger_type
-    pipeline = run.order.config_id if trigger is Trigger.SCHEDULED else None
-    return Start(run_id, pipeline=pipeline, backfill=trigger is Trigger.BACKFILL)
 
 
 def _order(
@@ -165,7 +158,7 @@ def report_outcomes(command: ReportOutcomes, platform: Platform) -> list[str]:
 def _report(tx: Transaction, command: ReportOutcomes) -> list[str]:
     tx.session.lock_runs([o.run_id for o in command.outcomes])
     owners = sorted({o.customer_id for o in command.outcomes})
-    now, subscriptions, runs = tx.hold(owners, [(UUID(o.run_id), o.customer_id) for o in command.outcomes])
+    now, subscriptions, runs, _ = tx.hold(owners, [(UUID(o.run_id), o.customer_id) for o in command.outcomes])
     refused: list[str] = []
     released: dict[str, dict[str, bool | None]] = defaultdict(dict)
     for outcome, run in zip(command.outcomes, runs, strict=True):
@@ -249,7 +242,7 @@ def take_over(command: TakeOver, platform: Platform) -> list[str]:
         if not leases:
             return []
         owners = sorted({lease.customer_id for lease in leases})
-        now, subscriptions, runs = tx.hold(owners, [(UUID(lease.run_id), lease.customer_id) for lease in leases])
+        now, subscriptions, runs, _ = tx.hold(owners, [(UUID(lease.run_id), lease.customer_id) for lease in leases])
         released: dict[str, dict[str, bool | None]] = defaultdict(dict)
         for lease, run in zip(leases, runs, strict=True):
             if run.unreadable or subscriptions[lease.customer_id].unreadable:

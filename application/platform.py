@@ -15,7 +15,7 @@ from application.damage import Damage
 from application.mapper import EventMapper, Recorded, topic_of
 from application.ports import Away
 from application.remembered import Memory, Remembered
-from application.session import From, Session, Snapshot, Store, Superseded
+from application.session import From, Idle, Locked, Session, Snapshot, Store, Superseded
 from application.streams import BILLING, CUSTOMER, PROJECTION, RUN, SNAPSHOT_EVERY, SUBSCRIPTION, Kind, Stream
 from domain.billing import BillingAccount
 from domain.billing_events import BillingEvent
@@ -37,11 +37,15 @@ Ask = Callable[[Mapping[UUID, From]], Sequence[Snapshot | StoredEvent]]
 
 
 class Held(NamedTuple):
-    """Customers who are locked, `since` when by the database's clock, and what was loaded then."""
+    """Customers who are locked, `since` when by the database's clock, and what was loaded then.
+
+    `idle` is a worker that has nothing to do, where one was sought.
+    """
 
     since: datetime
     subscriptions: Mapping[str, Stream[Subscription, SubscriptionEvent]]
     runs: Sequence[Stream[PipelineRun, RunEvent]]
+    idle: Idle | None = None
 
 
 def _wanted(subscriptions: Sequence[str], runs: Sequence[tuple[UUID, str]]) -> list[Wanted]:
@@ -120,11 +124,14 @@ class Transaction:
         streams = self._load(_wanted(subscriptions, runs))
         return dict(zip(subscriptions, streams, strict=False)), streams[len(subscriptions) :]
 
-    def hold(self, customer_ids: Sequence[str], runs: Sequence[tuple[UUID, str]]) -> Held:
-        """`lock` these customers, and then `load` their subscriptions and these runs: all at once."""
-        since, streams = self._hold(customer_ids, _wanted(customer_ids, runs))
+    def hold(self, customer_ids: Sequence[str], runs: Sequence[tuple[UUID, str]], *, seeking: bool = False) -> Held:
+        """`lock` these customers, and then `load` their subscriptions and these runs: all at once.
+
+        When `seeking`, also for a worker that could be handed a run.
+        """
+        locked, streams = self._hold(customer_ids, _wanted(customer_ids, runs), seeking=seeking)
         subscriptions = dict(zip(customer_ids, streams, strict=False))
-        return Held(since, subscriptions, streams[len(customer_ids) :])
+        return Held(locked.since, subscriptions, streams[len(customer_ids) :], locked.idle)
 
     def held_customer(self, customer_id: str) -> Stream[Customer, CustomerEvent]:
         """`lock` the customer and load it, at once."""
@@ -140,16 +147,17 @@ class Transaction:
         _, [customer, subscription] = self._hold([customer_id], [wanted, *_wanted([customer_id], [])])
         return customer, subscription
 
-    def _hold(self, customer_ids: Sequence[str], wanted: Sequence[Wanted]) -> tuple[datetime, list[Stream[Any, Any]]]:
-        since: list[datetime] = []
+    def _hold(
+        self, customer_ids: Sequence[str], wanted: Sequence[Wanted], *, seeking: bool = False
+    ) -> tuple[Locked, list[Stream[Any, Any]]]:
+        answers: list[Locked] = []
 
         def ask(wanted: Mapping[UUID, From]) -> Sequence[Snapshot | StoredEvent]:
-            at, found = self.session.lock_and_load(sorted(set(customer_ids)), wanted)
-            since.append(at)
-            return found
+            answers.append(self.session.lock_and_load(sorted(set(customer_ids)), wanted, seeking=seeking))
+            return answers[-1].found
 
         streams = self._load(wanted, ask)
-        return since[0], streams
+        return answers[0], streams
 
     @property
     def repeated(self) -> bool:

@@ -1,8 +1,8 @@
 """Runs asked for by hand: requested, cancelled, tried again."""
 
 from dataclasses import replace
-from datetime import UTC, date, datetime
-from typing import Any
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
 from uuid import UUID
 
 from pydantic import Field
@@ -12,9 +12,16 @@ from application.mapper import Recorded
 from application.pipelines import checked_parameters, known_template
 from application.platform import Platform, Transaction
 from application.ports import Catalogue
+from application.session import Idle, Lease
+from application.streams import Stream
 from domain.pipeline_run import PipelineRun, Priority, RunState
 from domain.refusals import Conflict, NotFound, Refusal
-from domain.run_events import RunScheduled, Trigger
+from domain.run_events import RunEvent, RunScheduled, Trigger
+from domain.subscription import Start, Subscription
+from domain.subscription_events import SubscriptionEvent
+
+HANDED_SECONDS: Final = 5.0
+"""How long a worker has to take up what it was handed: it listens. Then the run goes back to the queue."""
 
 Day = date  # a field of the same name would hide it
 
@@ -60,8 +67,8 @@ def request_run(command: RequestRun, platform: Platform, catalogue: Catalogue) -
 
 def _admit(command: Command, run_id: UUID, order: RunScheduled, platform: Platform) -> UUID:
     def work(tx: Transaction) -> Refusal | None:
-        _, subscriptions, [run] = tx.hold([order.customer_id], [(run_id, order.customer_id)])
-        subscription = subscriptions[order.customer_id]
+        held = tx.hold([order.customer_id], [(run_id, order.customer_id)], seeking=True)
+        subscription, [run] = held.subscriptions[order.customer_id], held.runs
         if run.exists:
             run.must("No such run.")
             return None
@@ -70,6 +77,8 @@ def _admit(command: Command, run_id: UUID, order: RunScheduled, platform: Platfo
         subscription.append(admission.events)
         if admission.refusal is None:
             run.append([replace(order, counted_on=admission.day)])
+            if held.idle is not None:
+                _hand_over(tx, subscription, run, held.idle, held.since)
         return admission.refusal
 
     # The refusal is an event too: the transaction that records it must not be rolled back.
@@ -77,6 +86,31 @@ def _admit(command: Command, run_id: UUID, order: RunScheduled, platform: Platfo
     if refusal is not None:
         raise refusal
     return run_id
+
+
+def _hand_over(
+    tx: Transaction,
+    subscription: Stream[Subscription, SubscriptionEvent],
+    run: Stream[PipelineRun, RunEvent],
+    to: Idle,
+    now: datetime,
+) -> None:
+    """Let an idle worker have a run at once that it would otherwise claim; if it may start, by the same rules."""
+    run_id, state = str(run.stream_id), run.must("No such run.")
+    start = start_of(run_id, state)
+    if not subscription.must("No such customer.").startable([start]):
+        return
+    run.append(state.claim(to.worker_id, now, timedelta(seconds=HANDED_SECONDS)))
+    subscription.append(subscription.must("No such customer.").take_slots([start], now))
+    lease = Lease(run_id, run.customer_id, to.worker_id, run.must("No such run.").attempt)
+    tx.session.hand_over(lease, to, HANDED_SECONDS)
+
+
+def start_of(run_id: str, run: PipelineRun) -> Start:
+    """What the subscription must know: runs asked for by hand, retries and back-fill hold up no scheduled one."""
+    trigger = run.order.trigger_type
+    pipeline = run.order.config_id if trigger is Trigger.SCHEDULED else None
+    return Start(run_id, pipeline=pipeline, backfill=trigger is Trigger.BACKFILL)
 
 
 def run_history(run_id: str, platform: Platform) -> list[Recorded]:

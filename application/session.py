@@ -75,6 +75,22 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Idle:
+    """A worker that has nothing to do, and the offer by which it said so."""
+
+    offer_id: UUID
+    worker_id: str
+
+
+class Locked(NamedTuple):
+    """What was `found` once customers were held, `since` when by the database's clock; and a worker, if one is idle."""
+
+    since: datetime
+    found: Sequence[Snapshot | StoredEvent]
+    idle: Idle | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DueAccount:
     """A billing account that something is to be done about, as its row says."""
 
@@ -104,9 +120,12 @@ class Session(Protocol):
         """
 
     def lock_and_load(
-        self, customer_ids: Sequence[str], wanted: Mapping[UUID, From]
-    ) -> tuple[datetime, Sequence[Snapshot | StoredEvent]]:
-        """`lock_customers`, and then `load`, in one question to the database."""
+        self, customer_ids: Sequence[str], wanted: Mapping[UUID, From], *, seeking: bool = False
+    ) -> Locked:
+        """`lock_customers`, and then `load`, in one question to the database.
+
+        When `seeking`, also for a worker that is idle: nobody else finds that one until the transaction ends.
+        """
 
     def load(self, wanted: Mapping[UUID, From]) -> Sequence[Snapshot | StoredEvent]:
         """These streams, one after the other, each in order: its snapshot, and the events after that."""
@@ -122,8 +141,8 @@ class Session(Protocol):
     def lock_runs(self, run_ids: Sequence[str]) -> None:
         """Hold the queue rows and leases of these runs, from whatever is read next on.
 
-        Locks are taken in one order everywhere: queue, leases, customers by id, log. A lease comes into
-        being under its queue row's lock only, so that whoever holds the row sees the lease.
+        Locks are taken in one order everywhere: queue, leases, customers by id, idle workers, log. A lease comes into
+        being under its queue row's lock only, or with it, so that whoever holds the row sees the lease.
         """
 
     def due_customers(
@@ -152,6 +171,9 @@ class Session(Protocol):
 
     def take_leases(self, leases: Sequence[Lease], seconds: float) -> None:
         """Leases run for `seconds` by the database's clock."""
+
+    def hand_over(self, lease: Lease, to: Idle, seconds: float) -> None:
+        """Lease a run to a worker that was found idle; it is told when the transaction commits."""
 
     def drop_leases(self, run_ids: Sequence[str]) -> None: ...
 

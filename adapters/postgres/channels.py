@@ -1,6 +1,6 @@
 """How processes wake each other: PostgreSQL's LISTEN and NOTIFY, in the transaction that gave the reason."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Final
 
 from psycopg import Cursor
@@ -13,6 +13,9 @@ LOG: Final = "convergence_log"
 
 QUEUE: Final = "convergence_queue"
 """A run waits, a place came free, or a customer was suspended, whose waiting runs end: workers look."""
+
+HANDED: Final = "convergence_handed"
+"""A run was handed to a worker that had offered itself; the payload is the offer."""
 
 SCHEDULES: Final = "convergence_schedules"
 """A next slot changed: schedulers look."""
@@ -61,7 +64,7 @@ _CUSTOMERS_PER_MESSAGE: Final = 150  # of at most 50 characters and a comma
 _IDS_PER_MESSAGE: Final = 200  # of 36 bytes and a comma: PostgreSQL takes 8,000 bytes
 
 
-def announce(cursor: Cursor[Any], recorded: Iterable[Recorded]) -> frozenset[str]:
+def announce(cursor: Cursor[Any], recorded: Sequence[Recorded]) -> frozenset[str]:
     """Tell whoever listens what these events mean for them, once the transaction commits.
 
     Returns the customers whose API keys prove something else from then on.
@@ -69,9 +72,11 @@ def announce(cursor: Cursor[Any], recorded: Iterable[Recorded]) -> frozenset[str
     messages: dict[tuple[str, str], None] = {(LOG, ""): None}
     ended: list[str] = []
     rekeyed: set[str] = set()
+    # What was handed over as it came waits for nobody.
+    claimed = {r.envelope.stream_id for r in recorded if isinstance(r.event, run_events.RunClaimed)}
     for r in recorded:
         event = r.event
-        if isinstance(event, _WAITING):
+        if isinstance(event, _WAITING) and r.envelope.stream_id not in claimed:
             messages[QUEUE, ""] = None
         if isinstance(event, _RESCHEDULED):
             messages[SCHEDULES, ""] = None

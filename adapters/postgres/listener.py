@@ -38,6 +38,8 @@ class Listener:
 
     Every `ask_s` seconds the server is asked for a word, and then `heard` is told the instant of the question
     (monotonic): handlers have been called for all that was announced before it.
+
+    The advisory lock that `sign` names is held by the connection: whoever finds it taken knows that somebody listens.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Listener:
         *,
         heard: Callable[[float], None] = lambda _: None,
         ask_s: float = _ASK_S,
+        sign: tuple[int, str] | None = None,
     ) -> None:
         self._dsn = dsn
         self._handlers = dict(handlers)
         self._heard = heard
         self._ask_s = ask_s
+        self._sign = sign
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
 
@@ -94,6 +98,7 @@ class Listener:
         return connection
 
     def _listen(self, connection: psycopg.Connection) -> None:
+        signed = False
         for handler in self._handlers.values():
             handler("")
         ask_at = time.monotonic()
@@ -102,11 +107,19 @@ class Listener:
             if asked >= ask_at:
                 # Silence is what a listener hears also from a server that is cut off.
                 connection.execute("SELECT 1")
+                # A connection that was cut off may hold it for a while longer.
+                signed = signed or self._takes_sign(connection)
                 # What came before the answer is handed over before it counts as heard.
                 self._hand_over(connection, 0)
                 self._heard(asked)
                 ask_at = asked + self._ask_s
             self._hand_over(connection, min(_WAIT_S, self._ask_s), stop_after=1)
+
+    def _takes_sign(self, connection: psycopg.Connection) -> bool:
+        if self._sign is None:
+            return True
+        [row] = connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", self._sign)
+        return bool(row[0])
 
     def _hand_over(self, connection: psycopg.Connection, seconds: float, stop_after: int | None = None) -> None:
         for notification in connection.notifies(timeout=seconds, stop_after=stop_after):

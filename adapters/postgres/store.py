@@ -9,12 +9,12 @@ from uuid import UUID
 from eventsourcing.persistence import StoredEvent
 from psycopg.rows import DictRow
 
-from adapters.postgres import billing, channels, claims, erasures, rows
+from adapters.postgres import billing, channels, claims, erasures, offers, rows
 from adapters.postgres.event_log import Datastore, EventRecorder, PipelinedCursor
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.requests import KEPT
 from application.mapper import Recorded
-from application.session import DueAccount, DuePipeline, From, Lane, Lease, Session, Snapshot
+from application.session import DueAccount, DuePipeline, From, Idle, Lane, Lease, Locked, Session, Snapshot
 from domain.projection import Stop
 from projections.fold import fold
 from projections.project import central_rows
@@ -130,19 +130,22 @@ class PostgresSession(Session):
         return bool(self._rows(_WAS_TAKEN_UP, (command_id, command, KEPT)))
 
     def lock_customers(self, customer_ids: Sequence[str]) -> datetime:
-        return self.lock_and_load(customer_ids, {})[0]
+        return self.lock_and_load(customer_ids, {}).since
 
     def lock_and_load(
-        self, customer_ids: Sequence[str], wanted: Mapping[UUID, From]
-    ) -> tuple[datetime, Sequence[Snapshot | StoredEvent]]:
+        self, customer_ids: Sequence[str], wanted: Mapping[UUID, From], *, seeking: bool = False
+    ) -> Locked:
         if not customer_ids:
-            return self.now(), self.load(wanted)
-        holding = self._cursor.another()
+            return Locked(self.now(), self.load(wanted))
+        holding, sought = self._cursor.another(), self._cursor.another()
         holding.execute(_HOLD_CUSTOMERS, (",".join(customer_ids),), prepare=True)
+        if seeking:
+            offers.seek(sought)
         # What is loaded is what there is once they are held: a statement sees what was committed before it began.
         loaded = self.load(wanted)
         held = holding.fetchall()
-        return (held[-1]["at"] if held else self.now()), loaded
+        idle = offers.found(sought) if seeking else None
+        return Locked(held[-1]["at"] if held else self.now(), loaded, idle)
 
     def lock_runs(self, run_ids: Sequence[str]) -> None:
         wanted = (",".join(sorted(run_ids)),)
@@ -221,6 +224,9 @@ class PostgresSession(Session):
     def take_leases(self, leases: Sequence[Lease], seconds: float) -> None:
         if leases:
             self._cursor.execute(_TAKE_LEASES, (seconds, json_of(leases)), prepare=True)
+
+    def hand_over(self, lease: Lease, to: Idle, seconds: float) -> None:
+        offers.hand_over(self._cursor, lease, to, seconds)
 
     def drop_leases(self, run_ids: Sequence[str]) -> None:
         if run_ids:

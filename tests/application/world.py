@@ -174,6 +174,15 @@ class World:
             mine = [(row["run_id"], row["attempt"]) for row in cursor.execute(query, (worker,))]
         return leases.renew(self.datastore, worker, mine, 60)
 
+    def leased(self, run_id: str) -> dict[str, Any] | None:
+        """The run's lease, with how many `seconds` it has left."""
+        with self.datastore.reading() as cursor:
+            return cursor.execute(
+                "SELECT *, extract(epoch FROM expires_at - clock_timestamp())::float8 AS seconds FROM run_leases"
+                " WHERE run_id = %s",
+                (run_id,),
+            ).fetchone()
+
     def row(self, table: str, **where: Any) -> dict[str, Any]:
         [row] = self.rows(table, **where)
         return row

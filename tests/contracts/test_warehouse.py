@@ -322,7 +322,7 @@ def test_a_missing_dataset_is_made_by_writing_also_when_it_goes_later(warehouse,
 def test_customers_are_apart(warehouse, place):
     one, other = place.customer(), place.customer()
     row = whole(X_META_STEP_LOGS, step_logging_id="same", start_time=NOON)
-    rows = [replace(row, values={**row.values, "status": name}) for name in (one, other)]
+    rows = [Put(row.table, {**row.values, "status": name}) for name in (one, other)]
     warehouse.write([Change(rows[0], 1, one), Change(rows[1], 2, other)])
     for customer in (one, other):
         found = stored(warehouse, place, X_META_STEP_LOGS, dataset=customer)

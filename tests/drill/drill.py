@@ -43,6 +43,7 @@ BESIDE_THE_LOG = frozenset(
         "erasures",
         "decryptions",
         "idempotent_requests",
+        "idle_workers",
         "key_reveals",
         "notification_deliveries",
         "notifications",

@@ -108,8 +108,8 @@ class ByChance:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transaction, name)
 
-    def runs(self, runs: Sequence[tuple[UUID, str]]) -> dict[UUID, Stream]:
-        return {run_id: self._transaction.run(uuid4(), customer_id) for run_id, customer_id in runs}
+    def new_runs(self, runs: Sequence[tuple[UUID, str]]) -> list[Stream]:
+        return [self._transaction.run(uuid4(), customer_id) for _, customer_id in runs]
 
 
 class Forgetful(Platform):

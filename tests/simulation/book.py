@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from domain.plans import LIMITS, Plan
 
 LEASE = timedelta(seconds=60)
+HANDED = timedelta(seconds=5)
 ATTEMPTS = 3
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "SKIPPED")
 
@@ -29,6 +30,7 @@ class Run:
     begun: bool = False
     held_until: datetime | None = None
     stop_asked: bool = False
+    offer: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -73,10 +75,21 @@ class Account:
         self.day = max(self.day, at.astimezone(UTC).date())
 
 
+@dataclass
+class Offer:
+    """A worker's word that it would take so many runs at once. It counts while the worker is on the line."""
+
+    worker: str
+    free: int
+    until: datetime
+    on_the_line: bool = True
+
+
 class Book:
-    """Every run, and every customer's account."""
+    """Every run, every customer's account, and what workers have offered."""
 
     def __init__(self) -> None:
+        self.offers: dict[str, Offer] = {}
         self.runs: dict[str, Run] = {}
         self.accounts: dict[str, Account] = {}
 
@@ -136,7 +149,21 @@ class Book:
         if run.takes_place:
             self.accounts[run.customer_id].counted(now)
         run.state, run.worker, run.attempt, run.begun = "RUNNING", worker, run.attempt + 1, False
-        run.held_until = now + LEASE
+        run.held_until, run.offer = now + LEASE, None
+
+    def open_offers(self, now: datetime) -> dict[str, Offer]:
+        return {i: o for i, o in self.offers.items() if o.on_the_line and o.free > 0 and o.until > now}
+
+    def hand_over(self, run: Run, offer_id: str, now: datetime) -> None:
+        """The run is claimed for whoever made the offer, who has a few seconds to begin it."""
+        offer = self.open_offers(now)[offer_id]
+        self.claim(run, offer.worker, now)
+        run.held_until, run.offer = now + HANDED, offer_id
+        offer.free -= 1
+
+    def handed(self, offer_id: str, now: datetime) -> list[Run]:
+        """What was handed over and can still be begun."""
+        return [r for r in self.held() if r.offer == offer_id and not r.begun and r.held_until and r.held_until > now]
 
     def holds(self, worker: str, run_id: str, attempt: int) -> bool:
         run = self.runs[run_id]

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
-from adapters.postgres import leases
+from adapters.postgres import leases, offers
 from application import execution, scheduling
 from application.ports import RunOrder, RunReport, StepReport
-from tests.simulation.book import ATTEMPTS, LEASE
+from tests.simulation.book import ATTEMPTS, LEASE, Offer
 from tests.simulation.life import Answer, Life
 from tests.simulation.passes import absorb
 
@@ -62,6 +63,35 @@ class Crew:
         left = [run for run in self._life.book.runs.values() if self._life.book.startable(run, self._life.now)]
         assert orders or not left, f"{worker} was given nothing, and these could start: {left}"
         return list(orders)
+
+    def offer(self, worker: str, offer_id: str, free: int, seconds: int) -> None:
+        """The worker would take so many runs at once."""
+        book = self._life.book
+        if offer_id not in book.offers:
+            self._life.call(offer_id)
+        offers.offer(self._life.world.datastore, UUID(offer_id), worker, free, seconds)
+        book.offers[offer_id] = Offer(worker, free, self._life.now + timedelta(seconds=seconds))
+
+    def withdraw(self, offer_id: str) -> None:
+        offers.withdraw(self._life.world.datastore, UUID(offer_id))
+        self._life.book.offers[offer_id].free = 0
+
+    def die(self, offer_id: str) -> None:
+        """The worker is gone, and what it offered stands where it stood."""
+        self._life.hang_up(offer_id)
+        self._life.book.offers[offer_id].on_the_line = False
+
+    def take_up(self, worker: str, offer_id: str) -> list[RunOrder]:
+        """What the worker was handed, if there is time left: all of that, and nothing else."""
+        expected = {(run.run_id, run.attempt) for run in self._life.book.handed(offer_id, self._life.now)}
+        found = self._life.use.take_up(self._life.world.datastore, UUID(offer_id), worker, LEASE.total_seconds())
+        told = {(each.order.run_id, each.order.attempt) for each in found}
+        assert told == expected, f"{worker} takes up {told} instead of {expected}"
+        for each in found:
+            run = self._life.book.runs[each.order.run_id]
+            assert each.stop_asked == run.stop_asked
+            self._life.book.renew(run, self._life.now)
+        return [each.order for each in found]
 
     def _skipped_while_suspended(self) -> None:
         """Which waiting runs of suspended customers a worker came across is its own business."""

@@ -85,9 +85,21 @@ class Desk:
         if answer.refusal is None:
             assert room, f"{run} was let in and there was no room"
             self._life.book.admit(run, at)
+            self._handed_over(run)
         else:
             assert not room, f"{run} was refused and there was room: {answer.refusal}"
             assert isinstance(answer.refusal, Forbidden if account.suspended else QuotaExceeded), answer.refusal
+
+    def _handed_over(self, run: Run) -> None:
+        """It is an idle worker's at once, if and only if there is one."""
+        book, now = self._life.book, self._life.now
+        held = self._life.world.leased(run.run_id)
+        offers = book.open_offers(now)
+        assert bool(held) == bool(offers), f"{run} went to {held}, and there were {offers}"
+        if held is not None:
+            given = str(held["handed_to"])
+            assert given in offers, f"{run} was handed to {given}, and there were {offers}"
+            book.hand_over(run, given, now)
 
     def cancel(self, customer_id: str, run_id: str, at: datetime) -> Answer:
         command = runs.CancelRun(**self._life.stamp("admin", at), customer_id=customer_id, run_id=run_id)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from adapters.postgres import leases
+import psycopg
+
+from adapters.postgres import leases, offers
 from adapters.postgres.checkpoints import PostgresLog
 from adapters.postgres.claims import Picker
 from adapters.postgres.store import PostgresStore
@@ -34,6 +36,7 @@ class UseCases:
     report: Callable[..., Any] = execution.report_outcomes
     take_over: Callable[..., Any] = execution.take_over
     trigger: Callable[..., Any] = scheduling.trigger_schedules
+    take_up: Callable[..., Any] = offers.take_up
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,24 @@ class Life:
         self.log = PostgresLog(self.world.store.recorder, self.world.mapper)
         self.book = Book()
         self.timetable = Timetable()
+        self._lines: dict[str, psycopg.Connection] = {}
 
     def close(self) -> None:
+        for offer_id in list(self._lines):
+            self.hang_up(offer_id)
         self.world.close()
+
+    def call(self, offer_id: str) -> None:
+        """A worker listens under this name from now on."""
+        self._lines[offer_id] = line = psycopg.connect(self.world.dsn, autocommit=True)
+        line.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", (offers.OFFER_LOCK, offer_id))
+
+    def hang_up(self, offer_id: str) -> None:
+        """It listens no more, and the database knows."""
+        line = self._lines.pop(offer_id)
+        backend = line.info.backend_pid
+        line.close()
+        self.clock.cut(backend)
 
     @property
     def now(self) -> datetime:

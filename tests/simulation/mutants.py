@@ -6,6 +6,8 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID, uuid5
 
+from adapters.postgres import offers
+from adapters.postgres.event_log import Datastore
 from application import execution, runs, scheduling
 from application.command import Command
 from application.platform import Platform, Transaction
@@ -101,6 +103,17 @@ def generous_request(command: runs.RequestRun, platform: Platform, catalogue: Ca
         return UUID(command.run_id)
 
 
+def tardy_take_up(datastore: Datastore, offer_id: UUID, *rest: Any) -> Sequence[offers.Handed]:
+    """Begins what it was handed however long ago that was."""
+    with datastore.reading() as cursor:
+        cursor.execute(
+            "UPDATE run_leases SET expires_at = clock_timestamp() + interval '1 hour' WHERE handed_to = %s"
+            " AND NOT begun",
+            (offer_id,),
+        )
+    return offers.take_up(datastore, offer_id, *rest)
+
+
 class _Forgetful:
     """A transaction that finds a new run where the slot's own has ended."""
 
@@ -148,4 +161,5 @@ MUTANTS: Final = {
     "everybody is let in": UseCases(request=generous_request),
     "a slot may be two runs": UseCases(trigger=forgetful_trigger),
     "slots are overlooked": UseCases(trigger=lossy_trigger),
+    "what was handed over is begun too late": UseCases(take_up=tardy_take_up),
 }

@@ -41,6 +41,7 @@ class RunLife(RuleBasedStateMachine):
         self.life = Life(self.stage.dsn, self.stage.key_file, self.stage.clock, seed=1, use=self.use)
         self.desk, self.planner, self.crew = Desk(self.life), Planner(self.life), Crew(self.life)
         self.claims: list[tuple[str, Word]] = []
+        self.offered: dict[str, str] = {}
         self.desk.onboard("small", Plan.STARTER)
         self.desk.onboard("large", Plan.PROFESSIONAL)
         for customer_id, catch_up, overlap in (
@@ -121,21 +122,36 @@ class RunLife(RuleBasedStateMachine):
     def trigger(self):
         self.crew.trigger()
 
-    @rule(worker=WORKERS, limit=st.integers(1, 5))
-    def claim(self, worker, limit):
-        """And die before it begins."""
-        self._claimed(worker, limit)
-
-    @rule(worker=WORKERS, limit=st.integers(1, 5))
-    def begin(self, worker, limit):
+    @rule(worker=WORKERS, limit=st.integers(1, 5), dies=st.booleans())
+    def claim(self, worker, limit, dies):
+        """And begin, or die before that."""
         orders = self._claimed(worker, limit)
-        if orders:
+        if orders and not dies:
             self.crew.renew(worker, [(order.run_id, order.attempt) for order in orders])
 
     def _claimed(self, worker: str, limit: int) -> list[RunOrder]:
-        orders = self.crew.claim(worker, limit, self.life.now)
+        return self._in_hand(worker, self.crew.claim(worker, limit, self.life.now))
+
+    def _in_hand(self, worker: str, orders: list[RunOrder]) -> list[RunOrder]:
         self.claims += [(worker, Word(o.run_id, o.customer_id, o.attempt, "step")) for o in orders]
         return orders
+
+    @rule(worker=WORKERS, free=st.integers(1, 3), seconds=st.sampled_from((10, 100_000)))
+    def offer(self, worker, free, seconds):
+        offer_id = self.offered.setdefault(worker, self.life.new_id())
+        self.crew.offer(worker, offer_id, free, seconds)
+
+    @precondition(lambda self: self.offered)
+    @rule(data=st.data(), what=st.sampled_from(("take up", "take up", "take up", "withdraw", "die")))
+    def answer_offers(self, data, what):
+        worker = data.draw(st.sampled_from(sorted(self.offered)))
+        match what:
+            case "take up":
+                self._in_hand(worker, self.crew.take_up(worker, self.offered[worker]))
+            case "withdraw":
+                self.crew.withdraw(self.offered[worker])
+            case "die":
+                self.crew.die(self.offered.pop(worker))
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), how=HOW, after=st.sampled_from((0, 30)))
@@ -147,6 +163,15 @@ class RunLife(RuleBasedStateMachine):
     def report_late(self, data, how, after):
         """What was reported before, perhaps, or is another's by now."""
         self._reported(data, self.claims[-12:], how, after)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), how=HOW, worker=WORKERS)
+    def speak_too_late(self, data, how, worker):
+        """The leases run out, somebody else claims, and then the first one says how it went."""
+        claims = self.claims[-5:]
+        self._taken_over(61)
+        self._claimed(worker, 5)
+        self._reported(data, claims, how, 0)
 
     def _reported(self, data: st.DataObject, claims: list[tuple[str, Word]], how: str, after: int) -> None:
         worker, word = data.draw(st.sampled_from(claims))
@@ -161,6 +186,9 @@ class RunLife(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from((0, 59, 61, 61)))
     def take_over(self, seconds):
+        self._taken_over(seconds)
+
+    def _taken_over(self, seconds: int) -> None:
         self.life.clock.set(self.life.now + timedelta(seconds=seconds))
         self.crew.take_over()
 
@@ -204,7 +232,12 @@ def test_they_are_in_thousands_of_lives(machine):
 
 @pytest.mark.parametrize(
     "name",
-    ["a late worker is believed", "a place is given back twice", "places are not counted", "everybody is let in"],
+    [
+        "a late worker is believed",
+        "a place is given back twice",
+        "places are not counted",
+        "everybody is let in",
+    ],
 )
 def test_it_is_noticed_when(machine, name):
     """The controls."""

@@ -20,6 +20,7 @@ class Worker:
         self._process = Process(name, life.now, chance)
         self._away_until = life.now
         self._told: list[Word] = []
+        self._offer: str | None = None
         self.hands: dict[tuple[str, int], str] = {}
 
     @property
@@ -32,16 +33,24 @@ class Worker:
 
     def _acts(self, lot: float) -> str:
         if lot < 0.03:
-            self.hands.clear()
-            return "dies, and comes back with empty hands"
+            return self.die()
         if lot < 0.08:
             self._away_until = self._life.now + timedelta(seconds=self._chance.choice((30, 61, 90, 300, 4000)))
             return f"is stopped until {self._away_until:%H:%M:%S}"
         if lot < 0.12 and self._told:
             return self._report([self._chance.choice(self._told)], again="again ")
-        if not self.hands or lot < 0.45:
+        if lot < 0.36:
+            return self.offer() if self._offer is None or lot < 0.2 else self.take_up(self._offer)
+        if not self.hands or lot < 0.5:
             return self.claim()
-        return self.beat() if lot < 0.65 else self.work()
+        return self.beat() if lot < 0.68 else self.work()
+
+    def die(self) -> str:
+        self.hands.clear()
+        if self._offer is not None:
+            self._crew.die(self._offer)
+            self._offer = None
+        return "dies, and comes back with empty hands"
 
     def claim(self) -> str:
         orders = self._crew.claim(self.name, self._chance.choice((1, 1, 2, 3, 10)), self._clock)
@@ -56,6 +65,21 @@ class Worker:
         begun = {(held.run_id, held.attempt) for held in self._crew.renew(self.name, keys)} if keys else set()
         self.hands |= {(o.run_id, o.attempt): o.customer_id for o in orders if (o.run_id, o.attempt) in begun}
         return f"claims {[(run_id[:8], attempt) for run_id, attempt in keys]}, begins {len(begun)}"
+
+    def offer(self) -> str:
+        """To be handed runs, or no more."""
+        if self._offer is not None and self._chance.random() < 0.2:
+            self._crew.withdraw(self._offer)
+            return "withdraws its offer"
+        self._offer = self._offer or self._life.new_id()
+        free, seconds = self._chance.choice((1, 2, 5)), self._chance.choice((10, 60, 600, 90_000))
+        self._crew.offer(self.name, self._offer, free, seconds)
+        return f"offers to take {free} for {seconds} s"
+
+    def take_up(self, offer_id: str) -> str:
+        orders = self._crew.take_up(self.name, offer_id)
+        self.hands |= {(order.run_id, order.attempt): order.customer_id for order in orders}
+        return f"takes up {[(order.run_id[:8], order.attempt) for order in orders]}"
 
     def beat(self) -> str:
         """A heartbeat: what is lost is dropped, what is to stop is stopped."""

@@ -1,0 +1,210 @@
+"""Workers that are killed, paused, cut off and told to end while runs are handed to them: nothing is lost."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from adapters.postgres.event_log import Datastore
+from adapters.postgres.offers import OFFER_LOCK
+from adapters.runs_in_hand import Worker
+from application.ports import Away
+from domain.run_events import RunClaimed, RunRequeued
+from tests.application.world import World, until
+from tests.faults.journal import Journal, one_at_a_time
+from tests.faults.workers import (
+    QUICK,
+    Recording,
+    Workers,
+    all_ended,
+    crowd,
+    ended_once,
+    life,
+    more,
+    nothing_in_hand,
+    service,
+)
+
+
+@pytest.fixture
+def workers(world, tmp_path) -> Iterator[Workers]:
+    world.onboard("crowd", "SCALE")
+    world.limits("crowd", max_pipelines_per_day=10_000, max_pipelines_per_month=10_000, max_concurrent_pipelines=50)
+    started = Workers(world, tmp_path)
+    yield started
+    started.end()
+
+
+def on_the_line(world: World) -> int:
+    """How many offers are made by somebody who listens."""
+    return world.scalar(
+        "SELECT count(*) FROM idle_workers JOIN pg_locks ON locktype = 'advisory' AND classid = %s"
+        " AND objid::bigint = hashtext(offer_id::text)::bigint & 4294967295 AND mode = 'ExclusiveLock'"
+        " WHERE free > 0",
+        OFFER_LOCK,
+    )
+
+
+def claims(world: World, run_id: str) -> list[str]:
+    """Whose the run was, one after the other."""
+    return [event.worker_id for event in life(world, run_id) if isinstance(event, RunClaimed)]
+
+
+def test_what_is_asked_for_is_an_idle_workers_at_once(world, workers):
+    workers.start("idle")
+    until(lambda: on_the_line(world) == 1, seconds=60)
+    runs = more(world, 3, tenths=1)
+    assert {world.run(run_id)["worker_id"] for run_id in runs} == {"idle"}
+    until(lambda: all_ended(world))
+    nothing_in_hand(world)
+    ended_once(world, workers.journal)
+    assert [claims(world, run_id) for run_id in runs] == [["idle"]] * 3
+
+
+def test_no_more_than_it_has_threads_for(world, workers):
+    gate = workers.directory / "may end"
+    workers.start("small", concurrency=2, gate=str(gate))
+    until(lambda: on_the_line(world) == 1, seconds=60)
+    runs = more(world, 9, tenths=6000)
+    assert world.states() == {"RUNNING": 2, "PENDING": 7}
+    gate.touch()
+    until(lambda: all_ended(world))
+    nothing_in_hand(world)
+    ended_once(world, workers.journal)
+    one_at_a_time(workers.journal, workers.died)
+    assert [claims(world, run_id) for run_id in runs] == [["small"]] * 9
+    # And it offers itself again.
+    until(lambda: on_the_line(world) == 1)
+    [run_id] = more(world, 1, tenths=0)
+    assert world.run(run_id)["worker_id"] == "small"
+
+
+class TestKilled:
+    def test_it_is_handed_nothing_from_then_on(self, world, workers):
+        workers.start("killed", concurrency=8)
+        workers.start("other")
+        until(lambda: on_the_line(world) == 2, seconds=60)
+        workers.kill("killed")
+        until(lambda: on_the_line(world) == 1)
+        runs = more(world, 4, tenths=1)
+        assert [claims(world, run_id) for run_id in runs] == [["other"]] * 4
+        until(lambda: all_ended(world))
+        nothing_in_hand(world)
+
+    def test_with_what_it_was_handed_that_goes_to_another(self, world, workers):
+        """Also what it was handed while the database could not know: its connection lies on somewhere."""
+        with held_on(world, workers, "killed"):
+            workers.kill("killed")
+            runs = more(world, 3, tenths=1)
+            assert [claims(world, run_id) for run_id in runs] == [["killed"]] * 3
+            workers.start("other")
+            until(lambda: all_ended(world), seconds=30)
+        nothing_in_hand(world)
+        ended_once(world, workers.journal)
+        for run_id in runs:
+            assert claims(world, run_id) == ["killed", "other"]
+            assert [e.spent for e in life(world, run_id) if isinstance(e, RunRequeued)] == [False]
+
+
+@contextmanager
+def held_on(world: World, workers: Workers, name: str) -> Iterator[None]:
+    """A worker whose sign somebody else shows from now on."""
+    workers.start(name)
+    until(lambda: on_the_line(world) == 1, seconds=60)
+    with psycopg.connect(world.dsn, autocommit=True) as other:
+        offer_id = world.scalar("SELECT offer_id FROM idle_workers")
+        [backend] = other.execute("SELECT pid FROM pg_locks WHERE classid = %s", (OFFER_LOCK,)).fetchone()
+        workers.processes[name].send_signal(signal.SIGSTOP)
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", (backend,))
+        other.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", (OFFER_LOCK, str(offer_id)))
+        yield
+
+
+def test_who_stands_still_finds_that_what_it_was_handed_is_anothers(world, workers):
+    stopped = workers.start("stopped")
+    until(lambda: on_the_line(world) == 1, seconds=60)
+    stopped.send_signal(signal.SIGSTOP)
+    asked = time.monotonic()
+    [run_id] = more(world, 1, tenths=1)
+    assert claims(world, run_id) == ["stopped"]
+    workers.start("other")
+    until(lambda: all_ended(world), seconds=30)
+    assert time.monotonic() - asked > 4.5
+    stopped.send_signal(signal.SIGCONT)
+    until(lambda: on_the_line(world) == 2, seconds=30)
+    more(world, 8, tenths=1)
+    until(lambda: all_ended(world), seconds=30)
+    nothing_in_hand(world)
+    ended_once(world, workers.journal)
+    one_at_a_time(workers.journal, workers.died)
+    assert claims(world, run_id) == ["stopped", "other"]
+    assert run_id not in {e.run_id for e in workers.journal.entries(worker="stopped")}
+
+
+def test_who_is_told_to_end_finishes_what_it_was_handed_and_gets_no_more(world, workers):
+    told = workers.start("told")
+    until(lambda: on_the_line(world) == 1, seconds=60)
+    runs = more(world, 2, tenths=5)
+    told.send_signal(signal.SIGTERM)
+    while told.poll() is None:
+        runs += more(world, 1, tenths=0)
+    assert told.wait(0) == 0
+    assert world.scalar("SELECT count(*) FROM idle_workers") == 0
+    nothing_in_hand(world)
+    ends = [world.run(run_id)["state"] for run_id in runs]
+    assert ends[:2] == ["COMPLETED"] * 2
+    assert set(ends) == {"COMPLETED", "PENDING"}
+    assert ends[-1] == "PENDING"
+
+
+class LosesAnAnswer(Datastore):
+    """Does what the next statement says, and then does not say so."""
+
+    lose = False
+
+    @contextmanager
+    def reading(self) -> Iterator[Any]:
+        with super().reading() as cursor:
+            yield cursor
+        if self.lose:
+            self.lose = False
+            raise Away("The answer was lost.")
+
+
+def test_what_was_taken_up_without_an_answer_goes_back_and_costs_no_attempt(world, tmp_path):
+    [run_id] = crowd(world, 1, tenths=0)
+    world.cancel(run_id, "crowd")
+    engine = Recording(Journal(tmp_path / "journal"), "w1")
+    parts = service(world, engine, tmp_path)
+    datastore = LosesAnAnswer(world.dsn, size=2)
+    with (
+        psycopg.connect(world.dsn, autocommit=True) as line,
+        Worker(replace(parts, datastore=datastore), "w1", timing=QUICK) as worker,
+    ):
+        line.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", (OFFER_LOCK, str(worker.offer_id)))
+        worker.offer(2, 60)
+        lost, kept = more(world, 2, tenths=0)
+        world.execute("UPDATE run_leases SET handed_to = NULL WHERE run_id = %s", kept)
+        datastore.lose = True
+        with pytest.raises(Away):
+            worker.take_up()
+        assert worker.holding == 0
+        world.execute("UPDATE run_leases SET handed_to = %s WHERE run_id = %s", worker.offer_id, kept)
+        assert [order.run_id for order in worker.take_up()] == [kept]
+        until(lambda: world.run(lost)["state"] == "PENDING")
+        worker.withdraw()
+        assert worker.take_up() == [], "what is in hand is not taken up again"
+        [order] = worker.claim(1)
+        assert (order.run_id, order.attempt, order.last_attempt) == (lost, 2, False)
+        for run in (kept, lost):
+            worker.execute(worker._held[run, 1 if run == kept else 2].order)
+    datastore.close()
+    parts.close()
+    assert [e.spent for e in life(world, lost) if isinstance(e, RunRequeued)] == [False]
+    nothing_in_hand(world)
+    assert {world.run(run)["state"] for run in (kept, lost)} == {"COMPLETED"}
