@@ -33,11 +33,12 @@ class Attempt:
     """What the thread that executes a run shares with the heartbeat.
 
     `ours_until` is an instant of this process's monotonic clock. It moves on with every renewal of the lease; after it
-    the run may be another worker's.
+    the run may be another worker's. `renew_at`, where it is set, is when the first renewal is due.
     """
 
     order: RunOrder
     ours_until: float
+    renew_at: float | None = None
     steps: list[StepReport] = field(default_factory=list)
     flushed_at: float = field(default_factory=time.monotonic)
     _stopped: threading.Event = field(default_factory=threading.Event)

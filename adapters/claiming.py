@@ -77,13 +77,14 @@ class Claiming:
         try:
             while not ended():
                 look, take_up = self._calls.answer()
-                if take_up:
+                if take_up or self._worker.unheard:
                     self._take_up()
                 if look or time.monotonic() >= self._look_at:
                     self._look()
                 if not self._calls.waiting and time.monotonic() < self._look_at:
                     self._offer()
-                    rest(self._calls.wake, ended, self._look_at - time.monotonic())
+                    pause = self._look_at - time.monotonic()
+                    rest(self._calls.wake, ended, min(pause, _AWAY_SLEEP_S) if self._worker.unheard else pause)
         finally:
             self._withdraw()
             self._take_up()
@@ -100,7 +101,7 @@ class Claiming:
         try:
             orders = self._worker.take_up()
         except Away as away:
-            logger.warning("what was handed to the worker goes back to the queue: %s", away)
+            logger.warning("the worker cannot take up what it may have been handed: %s", away)
             return
         self._offered -= len(orders)
         self._submit(orders)

@@ -19,6 +19,9 @@ from application.session import Superseded
 
 logger = logging.getLogger(__name__)
 
+_CONFIRM_S: Final = 1.0
+"""What is over by then, as most short runs are, needs no renewal at all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -73,7 +76,8 @@ class Worker:
         )
         self._let_go = let_go
         self._request_id = request_id
-        self._unheard = False
+        self.unheard = False
+        """Whether runs may have been taken up of which this worker heard nothing: `take_up` gives them back."""
         self.worker_id = worker_id
         self.offer_id = uuid4()
         """The name by which the worker is handed runs: another process may have the same `worker_id`."""
@@ -126,7 +130,7 @@ class Worker:
         """
         with self._lock:
             besides = [run_id for run_id, _ in self._held]
-        ours_until = self._ours_until()
+        asked = time.monotonic()
         try:
             handed = offers.take_up(
                 self._service.datastore,
@@ -134,13 +138,21 @@ class Worker:
                 self.worker_id,
                 self._timing.lease_s,
                 besides=besides,
-                begun=self._unheard,
+                begun=self.unheard,
             )
         except (Away, Superseded) as error:
-            self._unheard = True
+            self.unheard = True
             raise Away(str(error)) from error
-        self._unheard = False
-        attempts = {each.order.run_id: Attempt(each.order, ours_until) for each in handed}
+        self.unheard = False
+        share = self._timing.lost_after_s / self._timing.lease_s
+        attempts = {
+            each.order.run_id: Attempt(
+                each.order,
+                asked + share * min(each.left, self._timing.lease_s),
+                renew_at=asked + _CONFIRM_S,
+            )
+            for each in handed
+        }
         for each in handed:
             if each.begun:
                 attempt = attempts.pop(each.order.run_id)
@@ -222,20 +234,34 @@ class Worker:
         with self._lock:
             attempts = dict(self._held)
         ours_until = self._ours_until()
+        # What was taken up is held for a few seconds only until this one is on the disk.
+        durable = any(attempt.renew_at is not None for attempt in attempts.values())
         try:
-            answer = leases.renew(self._service.datastore, self.worker_id, list(attempts), self._timing.lease_s)
+            answer = leases.renew(
+                self._service.datastore, self.worker_id, list(attempts), self._timing.lease_s, durable=durable
+            )
         except (Away, Superseded) as error:
             logger.warning("the leases of %d runs could not be renewed: %s", len(attempts), error)
+            for attempt in attempts.values():
+                if attempt.renew_at is not None:
+                    attempt.renew_at = time.monotonic() + _CONFIRM_S
             return False
         held = {(lease.run_id, lease.attempt): lease for lease in answer}
         for key, attempt in attempts.items():
             if key not in held:
                 attempt.stop(Stop.LOST)
                 continue
-            attempt.ours_until = ours_until
+            attempt.ours_until, attempt.renew_at = ours_until, None
             if held[key].stop_asked:
                 attempt.stop(Stop.CANCELLED)
         return True
+
+    @property
+    def must_renew(self) -> bool:
+        """Whether a run was taken up a moment ago whose lease is to be renewed before the next heartbeat is due."""
+        now = time.monotonic()
+        with self._lock:
+            return any(attempt.renew_at is not None and attempt.renew_at <= now for attempt in self._held.values())
 
     @property
     def holding(self) -> int:

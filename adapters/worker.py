@@ -1,6 +1,7 @@
 """The worker process: claims waiting runs, executes them in threads, and tells what became of them."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -93,13 +94,14 @@ def run_worker(
 
 def _heartbeat(worker: Worker, beat_now: threading.Event, timing: Timing) -> Part:
     def beat(stop: threading.Event) -> None:
-        pause = timing.heartbeat_s
+        due = time.monotonic() + timing.heartbeat_s
         while not stop.is_set():
-            beat_now.wait(pause)
+            asked = beat_now.wait(min(max(0.0, due - time.monotonic()), _LOOK_S))
+            if stop.is_set() or not (asked or worker.must_renew or time.monotonic() >= due):
+                continue
             beat_now.clear()
-            if not stop.is_set():
-                # Sooner again when it failed: the leases run out.
-                pause = timing.heartbeat_s if worker.renew() else timing.heartbeat_s / 5
+            # Sooner again when it failed: the leases run out.
+            due = time.monotonic() + (timing.heartbeat_s if worker.renew() else timing.heartbeat_s / 5)
 
     return Part("heartbeat", beat)
 

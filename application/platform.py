@@ -1,6 +1,7 @@
 """The event store as use cases see it: load streams, let them decide, append what they decided, in one transaction."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeVar, overload
@@ -236,7 +237,7 @@ class Transaction:
 
 _RETRYING: Final = Retrying(
     retry=retry_if_exception_type(Superseded),
-    stop=stop_after_attempt(10),
+    stop=stop_after_attempt(9),
     wait=wait_random_exponential(multiplier=0.005, max=0.5),
 )
 
@@ -257,6 +258,9 @@ class Platform:
         through and store nothing. Raises `Away` when the database is away, and `UnreadableEvent` when a stream cannot
         be loaded: work on streams `of_many` customers is given it all the same, and is to pass it over.
         """
+        # Most are not superseded, and need none of what trying again does.
+        with suppress(Superseded):
+            return self._once(command, work, of_many=of_many)
         try:
             result: Result = _RETRYING(self._once, command, work, of_many=of_many)
         except RetryError:

@@ -20,7 +20,7 @@ from domain.run_events import RunEvent, RunScheduled, Trigger
 from domain.subscription import Start, Subscription
 from domain.subscription_events import SubscriptionEvent
 
-HANDED_SECONDS: Final = 5.0
+HANDED_SECONDS: Final = 10.0
 """How long a worker has to take up what it was handed: it listens. Then the run goes back to the queue."""
 
 Day = date  # a field of the same name would hide it

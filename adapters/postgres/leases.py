@@ -7,9 +7,9 @@ from typing import Final
 from adapters.postgres.event_log import Datastore
 
 # Locked in the order in which outcomes are recorded: the two meet on the leases of one worker all the time. A renewal
-# that a crash of the server undoes is no loss, so nobody waits for the disk.
+# that a crash of the server undoes is no loss where one before it reached the disk: then nobody waits for that.
 _RENEW: Final = (
-    "WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),"
+    "WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', %(commit)s, true)),"
     " held AS MATERIALIZED (SELECT r.run_id FROM run_leases r"
     " JOIN unnest(%(runs)s::text[], %(attempts)s::integer[]) AS w(run_id, attempt) USING (run_id, attempt)"
     " WHERE r.worker_id = %(worker)s ORDER BY r.run_id FOR UPDATE OF r)"
@@ -27,14 +27,24 @@ class Held:
     stop_asked: bool
 
 
-def renew(datastore: Datastore, worker_id: str, attempts: Sequence[tuple[str, int]], seconds: float) -> list[Held]:
+def renew(
+    datastore: Datastore,
+    worker_id: str,
+    attempts: Sequence[tuple[str, int]],
+    seconds: float,
+    *,
+    durable: bool = False,
+) -> list[Held]:
     """Renew the leases of these runs and attempts with one statement; what is not in the answer is held no more.
+
+    A `durable` renewal outlives a crash of the database.
 
     From the first renewal on, which comes before a run is executed, an attempt counts as begun.
     Only what is named is renewed: another process of the same worker id may have died with runs of its own.
     """
     wanted = {
         "seconds": seconds,
+        "commit": "on" if durable else "off",
         "worker": worker_id,
         "runs": [run_id for run_id, _ in attempts],
         "attempts": [attempt for _, attempt in attempts],

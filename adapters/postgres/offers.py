@@ -16,6 +16,8 @@ from application.session import Idle, Lease
 OFFER_LOCK: Final = 0x0C0F_FEE2
 """With the hash of an offer's id, the advisory lock by which the database knows that who made it lives and listens."""
 
+_LEAST_S: Final = 2.0
+
 # An offer whose lock can be had belongs to nobody any more. Those that others are about to take are passed over: nobody
 # waits, and runs that are asked for together go to several workers.
 _SEEK: Final = (
@@ -43,17 +45,21 @@ _WITHDRAW: Final = (
     "WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
     " DELETE FROM idle_workers USING quick WHERE offer_id = %s"
 )
-# Begun from here on, as by the first renewal of a lease. If the server forgets that in a crash, the run never began.
+# Begun from here on, as by the first renewal of a claimed run's lease, and nobody waits for the disk. A server that
+# crashed knows only of the seconds that were `left`: until the lease is renewed for good, the run is the worker's for
+# no longer. Where too few are left for that, it is not begun.
 _TAKE_UP: Final = (
     "WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),"
-    " handed AS MATERIALIZED (SELECT l.run_id, l.begun FROM run_leases l WHERE l.worker_id = %(worker)s"
-    "  AND l.handed_to = %(offer)s AND l.expires_at > clock_timestamp() AND (NOT l.begun OR %(begun)s)"
-    "  AND l.run_id <> ALL(%(besides)s) ORDER BY l.run_id FOR UPDATE OF l SKIP LOCKED),"
+    " handed AS MATERIALIZED (SELECT l.run_id, l.begun, l.expires_at FROM run_leases l WHERE l.worker_id = %(worker)s"
+    "  AND l.handed_to = %(offer)s AND CASE WHEN l.begun THEN %(begun)s AND l.expires_at > clock_timestamp()"
+    "   ELSE l.expires_at > clock_timestamp() + make_interval(secs => %(least)s) END"
+    "  AND l.run_id <> ALL(%(besides)s) ORDER BY l.run_id FOR UPDATE OF l),"
     " taken AS (UPDATE run_leases l SET expires_at = clock_timestamp() + make_interval(secs => %(seconds)s),"
     "  begun = true FROM handed, quick WHERE l.run_id = handed.run_id"
-    "  RETURNING l.run_id, l.attempt, l.stop_asked, handed.begun)"
-    " SELECT t.run_id, t.attempt, t.stop_asked, t.begun, r.customer_id, r.provider, r.domain, r.pipeline_template,"
-    " r.trigger_type, r.run_date, r.parameters, to_json(c) AS configuration"
+    "  RETURNING l.run_id, l.attempt, l.stop_asked, handed.begun,"
+    "  extract(epoch FROM handed.expires_at - clock_timestamp())::float8 AS left)"
+    " SELECT t.run_id, t.attempt, t.stop_asked, t.begun, t.left, r.customer_id, r.provider, r.domain,"
+    " r.pipeline_template, r.trigger_type, r.run_date, r.parameters, to_json(c) AS configuration"
     " FROM taken t JOIN scheduled_pipeline_runs r USING (run_id) LEFT JOIN LATERAL ("
     "  SELECT p.source_project_id, p.source_dataset, p.notification_emails FROM customer_provider_configs p"
     "  WHERE (p.customer_id, p.provider, p.domain) = (r.customer_id, r.provider, r.domain) AND p.deleted_at IS NULL"
@@ -63,11 +69,15 @@ _TAKE_UP: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A run that was handed over. `begun`: it was taken up before, and the answer did not come."""
+    """A run that was handed over, and that was to be taken up within the `left` seconds.
+
+    `begun`: it was taken up before, and the answer did not come.
+    """
 
     order: RunOrder
     stop_asked: bool
     begun: bool
+    left: float
 
 
 def seek(cursor: Cursor[DictRow]) -> None:
@@ -125,12 +135,13 @@ def take_up(
         "offer": offer_id,
         "worker": worker_id,
         "seconds": seconds,
+        "least": _LEAST_S,
         "besides": list(besides),
         "begun": begun,
     }
     with datastore.reading() as cursor:
         rows = cursor.execute(_TAKE_UP, wanted, prepare=True).fetchall()
-    return [Handed(_order(row, worker_id), row["stop_asked"], row["begun"]) for row in rows]
+    return [Handed(_order(row, worker_id), row["stop_asked"], row["begun"], row["left"]) for row in rows]
 
 
 def _order(row: DictRow, worker_id: str) -> RunOrder:

@@ -230,7 +230,10 @@ def test_nobody_is_waited_for_who_has_reported(acme):
 
 def test_every_table_beside_the_log_is_decided_about(world):
     """A new one either says by a column whose its rows are, and loses them with the customer, or is listed here."""
-    nobodys = {"allowances", "checkpoints", "commands_done", "log_seals", "processes", "rebuilds", "schema_migrations"}
+    nobodys = {
+        *("allowances", "checkpoints", "commands_done", "idle_workers", "log_seals", "processes", "rebuilds"),
+        "schema_migrations",
+    }
     # What BigQuery was told is kept until it was told to forget it.
     otherwise = {"bigquery_grants", "idempotent_requests", "snapshots"}
     # The log stays, and who opened secrets is a part of it; keys are destroyed by the vault.

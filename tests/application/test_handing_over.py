@@ -71,7 +71,7 @@ class TestHandedOver:
         assert acme.usage() == (1, 1, 1)
         held = acme.leased(run_id)
         assert (held["worker_id"], held["begun"], held["handed_to"]) == ("w1", False, idle.offer_id)
-        assert 3 < held["seconds"] < 5
+        assert 8 < held["seconds"] < 10
         assert [type(e) for e in acme.events()[-2:]] == [RunScheduled, RunClaimed]
         assert acme.claim("w2") == []
 
@@ -101,6 +101,7 @@ class TestHandedOver:
     def test_it_is_taken_up_once_and_held_as_long_as_any_other(self, acme, idle):
         run_id = acme.request()
         [handed] = idle.take_up()
+        assert 8 < handed.left < 10
         assert idle.take_up() == []
         held = acme.leased(run_id)
         assert held["begun"]
@@ -244,11 +245,12 @@ class TestLost:
         acme.report([order], "w2")
         assert acme.usage() == (1, 1, 0)
 
-    def test_it_goes_back_after_five_seconds(self, acme, idle):
+    def test_it_goes_back_after_ten_seconds(self, acme, idle):
         acme.request()
-        acme.execute("UPDATE run_leases SET expires_at = expires_at - make_interval(secs => 4)")
+        acme.execute("UPDATE run_leases SET expires_at = expires_at - make_interval(secs => 8)")
         assert acme.take_over() == []
-        acme.execute("UPDATE run_leases SET expires_at = expires_at - make_interval(secs => 1)")
+        assert idle.take_up() == [], "what is as good as over is not begun"
+        acme.execute("UPDATE run_leases SET expires_at = expires_at - make_interval(secs => 2)")
         assert len(acme.take_over()) == 1
 
     def test_a_unit_comes_back_when_it_was_cancelled_before_anybody_began(self, acme, idle):
@@ -276,5 +278,5 @@ def test_a_clock_that_is_ahead_decides_nothing(acme, idle):
     """Leases and places go by the database's clock, whatever the API's shows."""
     acme.at += timedelta(days=40)
     run_id = acme.request()
-    assert acme.leased(run_id)["seconds"] < 5
+    assert acme.leased(run_id)["seconds"] < 10
     assert acme.run(run_id)["actual_start_time"] < acme.at - timedelta(days=39)

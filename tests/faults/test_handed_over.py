@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from adapters.attempt import Attempt
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.offers import OFFER_LOCK
-from adapters.runs_in_hand import Worker
+from adapters.runs_in_hand import Timing, Worker
 from application.ports import Away
 from domain.run_events import RunClaimed, RunRequeued
 from tests.application.world import World, until
@@ -28,7 +30,10 @@ from tests.faults.workers import (
     more,
     nothing_in_hand,
     service,
+    working,
 )
+
+SOON = "UPDATE run_leases SET expires_at = clock_timestamp() + interval '1 second'"
 
 
 @pytest.fixture
@@ -102,6 +107,7 @@ class TestKilled:
             workers.kill("killed")
             runs = more(world, 3, tenths=1)
             assert [claims(world, run_id) for run_id in runs] == [["killed"]] * 3
+            world.execute(SOON)
             workers.start("other")
             until(lambda: all_ended(world), seconds=30)
         nothing_in_hand(world)
@@ -129,12 +135,11 @@ def test_who_stands_still_finds_that_what_it_was_handed_is_anothers(world, worke
     stopped = workers.start("stopped")
     until(lambda: on_the_line(world) == 1, seconds=60)
     stopped.send_signal(signal.SIGSTOP)
-    asked = time.monotonic()
     [run_id] = more(world, 1, tenths=1)
     assert claims(world, run_id) == ["stopped"]
+    world.execute(SOON)
     workers.start("other")
     until(lambda: all_ended(world), seconds=30)
-    assert time.monotonic() - asked > 4.5
     stopped.send_signal(signal.SIGCONT)
     until(lambda: on_the_line(world) == 2, seconds=30)
     more(world, 8, tenths=1)
@@ -160,6 +165,91 @@ def test_who_is_told_to_end_finishes_what_it_was_handed_and_gets_no_more(world, 
     assert ends[:2] == ["COMPLETED"] * 2
     assert set(ends) == {"COMPLETED", "PENDING"}
     assert ends[-1] == "PENDING"
+
+
+class TestUntilTheLeaseIsRenewedForGood:
+    """The database may forget in a crash that a run was taken up: then it is another's as if it never had been."""
+
+    @pytest.fixture
+    def worker(self, world, tmp_path) -> Iterator[Worker]:
+        world.onboard("crowd", "SCALE")
+        parts = service(world, Recording(Journal(tmp_path / "journal"), "w1"), tmp_path)
+        with (
+            psycopg.connect(world.dsn, autocommit=True) as line,
+            Worker(parts, "w1") as made,
+        ):
+            line.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", (OFFER_LOCK, str(made.offer_id)))
+            made.offer(1, 60)
+            yield made
+            made.hand_back_all()
+        parts.close()
+
+    def taken_up(self, world: World, worker: Worker) -> Attempt:
+        more(world, 1, tenths=0)
+        [order] = worker.take_up()
+        return worker._held[order.run_id, order.attempt]
+
+    def test_it_is_the_workers_for_less_than_it_was_handed_over_for(self, world, worker):
+        attempt = self.taken_up(world, worker)
+        assert 5 < attempt.ours_until - time.monotonic() < 7.5
+        world.execute("UPDATE run_leases SET begun = false, expires_at = expires_at - interval '50 seconds'")
+        assert world.leased(attempt.order.run_id)["seconds"] > attempt.ours_until - time.monotonic()
+
+    def test_the_renewal_comes_soon_and_waits_for_the_disk(self, world, worker):
+        attempt = self.taken_up(world, worker)
+        assert not worker.must_renew
+        until(lambda: worker.must_renew, seconds=2)
+        before = flushed(world)
+        assert worker.renew()
+        assert flushed(world) > before
+        assert not worker.must_renew
+        assert attempt.ours_until - time.monotonic() > 40
+        until(lambda: flushed(world) == written(world))
+        assert worker.renew()
+        assert flushed(world) < written(world), "the control: later ones do not wait"
+
+    def test_one_that_fails_is_tried_again(self, world, worker):
+        attempt = self.taken_up(world, worker)
+        until(lambda: worker.must_renew, seconds=2)
+        with psycopg.connect(world.dsn) as blocker:
+            blocker.execute("SELECT 1 FROM run_leases FOR UPDATE")
+            with ThreadPoolExecutor(1) as pool:
+                renewed = pool.submit(worker.renew)
+                until(world.waiting_sessions)
+                cancel(world)
+                assert renewed.result() is False
+        assert attempt.ours_until - time.monotonic() < 7.5
+        until(lambda: worker.must_renew, seconds=2)
+        assert worker.renew()
+
+    def test_the_heartbeat_sees_to_it(self, world, tmp_path):
+        """And where it cannot, the run ends before it can be another's."""
+        world.onboard("crowd", "SCALE")
+        engine = Recording(Journal(tmp_path / "journal"), "w1")
+        with working(service(world, engine, tmp_path), Timing()):
+            until(lambda: on_the_line(world) == 1)
+            more(world, 1, tenths=6000)
+            until(lambda: engine.journal.in_hand("w1"))
+            with psycopg.connect(world.dsn) as blocker:
+                blocker.execute("SELECT 1 FROM run_leases FOR UPDATE")
+                until(lambda: engine.journal.entries("stopped"), seconds=10)
+                [begun], [stopped] = engine.journal.entries("begin"), engine.journal.entries("stopped")
+                assert 4 < stopped.at - begun.at < 10
+            until(lambda: engine.journal.in_hand("w1") == set())
+
+
+def flushed(world: World) -> int:
+    return world.scalar("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint")
+
+
+def written(world: World) -> int:
+    return world.scalar("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint")
+
+
+def cancel(world: World) -> None:
+    """End the statements that wait for a lock, as the time limit would."""
+    with psycopg.connect(world.dsn, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 
 
 class LosesAnAnswer(Datastore):

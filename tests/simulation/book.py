@@ -6,7 +6,8 @@ from datetime import UTC, date, datetime, timedelta
 from domain.plans import LIMITS, Plan
 
 LEASE = timedelta(seconds=60)
-HANDED = timedelta(seconds=5)
+HANDED = timedelta(seconds=10)
+BEGUN_BEFORE = timedelta(seconds=2)
 ATTEMPTS = 3
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "SKIPPED")
 
@@ -163,7 +164,8 @@ class Book:
 
     def handed(self, offer_id: str, now: datetime) -> list[Run]:
         """What was handed over and can still be begun."""
-        return [r for r in self.held() if r.offer == offer_id and not r.begun and r.held_until and r.held_until > now]
+        last = now + BEGUN_BEFORE
+        return [r for r in self.held() if r.offer == offer_id and not r.begun and r.held_until and r.held_until > last]
 
     def holds(self, worker: str, run_id: str, attempt: int) -> bool:
         run = self.runs[run_id]
