@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from psycopg import Cursor
 
+from adapters.postgres.json_rows import json_of
 from application.mapper import Recorded
 from domain import customer_events, run_events, subscription_events
 
@@ -92,8 +93,8 @@ def announce(cursor: Cursor[Any], recorded: Sequence[Recorded]) -> frozenset[str
     for start in range(0, len(customers), _CUSTOMERS_PER_MESSAGE):
         messages[KEYS, ",".join(customers[start : start + _CUSTOMERS_PER_MESSAGE])] = None
     cursor.execute(
-        "SELECT pg_notify(c, p) FROM unnest(%s::text[], %s::text[]) AS m(c, p)",
-        ([m[0] for m in messages], [m[1] for m in messages]),
+        "SELECT pg_notify(c, p) FROM json_to_recordset(%s) AS m(c text, p text)",
+        (json_of([{"c": channel, "p": payload} for channel, payload in messages]),),
         prepare=True,
     )
     return frozenset(rekeyed)
