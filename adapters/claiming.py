@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from adapters.bootstrap import Service
-from adapters.postgres import waiting
+from adapters.postgres import claims, waiting
 from adapters.process import rest
 from adapters.runs_in_hand import Worker
 from application.ports import Away, RunOrder
@@ -69,6 +69,7 @@ class Claiming:
         self._most = service.settings.worker_concurrency
         self._poll_s = service.settings.poll_interval_seconds
         self._look_at = 0.0
+        self._nothing_waits = False
         self._offered_until = 0.0
         self._offered = 0
 
@@ -77,9 +78,11 @@ class Claiming:
         try:
             while not ended():
                 look, take_up = self._calls.answer()
-                if take_up or self._worker.unheard:
+                due = time.monotonic() >= self._look_at
+                # A notification may be lost with its connection: polling finds what was handed over, too.
+                if take_up or self._worker.unheard or (due and self._offered_until):
                     self._take_up()
-                if look or time.monotonic() >= self._look_at:
+                if look or due:
                     self._look()
                 if not self._calls.waiting and time.monotonic() < self._look_at:
                     self._offer()
@@ -98,8 +101,11 @@ class Claiming:
             self._pool.submit(self._worker.execute, order)
 
     def _take_up(self) -> None:
+        free = self._free
+        if free <= 0:
+            return
         try:
-            orders = self._worker.take_up()
+            orders = self._worker.take_up(free)
         except Away as away:
             logger.warning("the worker cannot take up what it may have been handed: %s", away)
             return
@@ -113,19 +119,32 @@ class Claiming:
             self._calls.wake.wait(_GATHER_S)
         self._calls.looking()
         looked_at = time.monotonic()
-        free = self._free
+        self._nothing_waits = False
+        orders: list[RunOrder] = []
         pause = self._poll_s
         try:
-            orders = self._worker.claim(free) if free > 0 else []
-            if free > 0 and not orders:
-                pause = self._until_ready(looked_at)
+            if self._free > 0:
+                orders = self._claim()
+                if not orders:
+                    pause = self._until_ready(looked_at)
+                    self._nothing_waits = True
         except Away as away:
             logger.warning("the worker waits: %s", away)
-            orders, pause = [], min(pause, _AWAY_SLEEP_S)
-        if orders:
-            self._withdraw()
-            self._submit(orders)
+            pause = min(pause, _AWAY_SLEEP_S)
+        self._submit(orders)
         self._look_at = 0.0 if orders else time.monotonic() + pause
+
+    def _claim(self) -> list[RunOrder]:
+        if self._offered_until:
+            with self._service.datastore.reading() as cursor:
+                if not claims.any_waits(cursor):
+                    return []
+            # While it claims it hears of nothing that it is handed, and has no places for that.
+            self._withdraw()
+            self._take_up()
+        # One that could not be withdrawn keeps its places.
+        free = self._free - max(0, self._offered)
+        return self._worker.claim(max(1, free)) if self._free > 0 else []
 
     def _until_ready(self, looked_at: float) -> float:
         """Nobody is told when the time of a run that has to wait has come: the worker wakes up for it."""
@@ -136,20 +155,23 @@ class Claiming:
     def _offer(self) -> None:
         """While nothing waits, runs may be handed over as they are asked for."""
         free, now = self._free, time.monotonic()
-        if free <= 0 or (2 * self._offered > free and now < self._offered_until):
+        if not self._nothing_waits or free <= 0 or (2 * self._offered > free and now < self._offered_until):
             return
         seconds = _OFFERED_S + 2 * self._poll_s
+        # Known before it is made: it may stand although the answer is lost.
+        self._offered, self._offered_until = free, now + seconds / 2
         try:
             self._worker.offer(free, seconds)
         except (Away, Superseded) as error:
             logger.info("the worker cannot offer itself: %s", error)
-            return
-        self._offered, self._offered_until = free, now + seconds / 2
+            self._offered_until = now + _AWAY_SLEEP_S
 
     def _withdraw(self) -> None:
+        """From here on nothing is handed over; if the database cannot be asked, what was offered stands."""
         if self._offered_until:
             try:
                 self._worker.withdraw()
             except (Away, Superseded) as error:
-                logger.info("the worker's offer stands until it expires: %s", error)
-            self._offered, self._offered_until = 0, 0.0
+                logger.info("the worker's offer stands for now: %s", error)
+            else:
+                self._offered, self._offered_until = 0, 0.0

@@ -123,10 +123,11 @@ class Worker:
             self._held.update(held)
         return [attempt.order for attempt in held.values()]
 
-    def take_up(self) -> list[RunOrder]:
-        """Begin what was handed to this worker's offer; it is this worker's until reported.
+    def take_up(self, most: int) -> list[RunOrder]:
+        """Begin at most so many runs that were handed to this worker's offer; they are this worker's until reported.
 
-        Raises `Away` with the database. What was taken up then is not executed, and goes back at the next call.
+        What is left goes back to the queue in a moment, as what nobody takes up. Raises `Away` with the database. What
+        was taken up then is not executed, and goes back at the next call.
         """
         with self._lock:
             besides = [run_id for run_id, _ in self._held]
@@ -137,6 +138,7 @@ class Worker:
                 self.offer_id,
                 self.worker_id,
                 self._timing.lease_s,
+                most=most,
                 besides=besides,
                 begun=self.unheard,
             )
@@ -208,7 +210,11 @@ class Worker:
             match attempt.reason:
                 case Stop.LOST:
                     logger.warning("run %s: attempt %d lost its lease and was stopped", order.run_id, order.attempt)
-                    return None
+                    if attempt.renew_at is None:
+                        return None
+                    # It was taken up, and not renewed in time for a database that may have forgotten that. Mostly it
+                    # has not: then nobody else would have the run for a minute.
+                    return attempt.handed_back(self._service.now(), "The worker could not renew the lease at once.")
                 case Stop.CANCELLED:
                     return attempt.cancelled(self._service.now())
                 case _:
@@ -249,6 +255,7 @@ class Worker:
         held = {(lease.run_id, lease.attempt): lease for lease in answer}
         for key, attempt in attempts.items():
             if key not in held:
+                attempt.renew_at = None
                 attempt.stop(Stop.LOST)
                 continue
             attempt.ours_until, attempt.renew_at = ours_until, None

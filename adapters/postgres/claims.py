@@ -239,6 +239,12 @@ class Picker:
         self._customers = min(max(self._customers, fewest), _MOST_CUSTOMERS)
 
 
+def any_waits(cursor: Cursor[DictRow]) -> bool:
+    """Whether a run waits that is ready; it may not start all the same. Nothing is locked."""
+    found = cursor.execute(_FEW_STATEMENT, {"most": 1, "by_age": False}, prepare=True).fetchall()
+    return bool(found)
+
+
 def lock_named(cursor: Cursor[DictRow], run_id: str) -> Sequence[tuple[str, str]]:
     """Lock this run, if it waits and nobody else has it."""
     return _locked(cursor, [run_id], 1)

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[str], None]
 _ASK_S: Final = 5.0
 _WAIT_S: Final = 0.5
+_SIGN_S: Final = 0.5
 _LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
@@ -112,7 +113,7 @@ class Listener:
                 # What came before the answer is handed over before it counts as heard.
                 self._hand_over(connection, 0)
                 self._heard(asked)
-                ask_at = asked + self._ask_s
+                ask_at = asked + (self._ask_s if signed else min(_SIGN_S, self._ask_s))
             self._hand_over(connection, min(_WAIT_S, self._ask_s), stop_after=1)
 
     def _takes_sign(self, connection: psycopg.Connection) -> bool:

@@ -17,6 +17,7 @@ OFFER_LOCK: Final = 0x0C0F_FEE2
 """With the hash of an offer's id, the advisory lock by which the database knows that who made it lives and listens."""
 
 _LEAST_S: Final = 2.0
+_PATIENCE: Final = "200ms"
 
 # An offer whose lock can be had belongs to nobody any more. Those that others are about to take are passed over: nobody
 # waits, and runs that are asked for together go to several workers.
@@ -32,9 +33,11 @@ _HAND_OVER: Final = (
     "  %(offer)s))"
     " SELECT pg_notify(%(channel)s, %(offer)s::text)"
 )
-# What a crash of the server undoes is offered again soon, so nobody waits for the disk.
+# What a crash of the server undoes is offered again soon, so nobody waits for the disk. Nor for long for a transaction
+# that found the offer and stands still: the worker has other things to do.
 _OFFER: Final = (
-    "WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),"
+    "WITH quick AS MATERIALIZED ("
+    "  SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', %(patience)s, true)),"
     " forgotten AS (DELETE FROM idle_workers WHERE offer_id IN (SELECT offer_id FROM idle_workers"
     "  WHERE expires_at < clock_timestamp() - interval '1 hour' AND offer_id <> %(offer)s FOR UPDATE SKIP LOCKED))"
     " INSERT INTO idle_workers (offer_id, worker_id, free, expires_at)"
@@ -42,8 +45,9 @@ _OFFER: Final = (
     " ON CONFLICT (offer_id) DO UPDATE SET free = excluded.free, expires_at = excluded.expires_at"
 )
 _WITHDRAW: Final = (
-    "WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
-    " DELETE FROM idle_workers USING quick WHERE offer_id = %s"
+    "WITH quick AS MATERIALIZED ("
+    "  SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', %(patience)s, true))"
+    " DELETE FROM idle_workers USING quick WHERE offer_id = %(offer)s"
 )
 # Begun from here on, as by the first renewal of a claimed run's lease, and nobody waits for the disk. A server that
 # crashed knows only of the seconds that were `left`: until the lease is renewed for good, the run is the worker's for
@@ -53,7 +57,7 @@ _TAKE_UP: Final = (
     " handed AS MATERIALIZED (SELECT l.run_id, l.begun, l.expires_at FROM run_leases l WHERE l.worker_id = %(worker)s"
     "  AND l.handed_to = %(offer)s AND CASE WHEN l.begun THEN %(begun)s AND l.expires_at > clock_timestamp()"
     "   ELSE l.expires_at > clock_timestamp() + make_interval(secs => %(least)s) END"
-    "  AND l.run_id <> ALL(%(besides)s) ORDER BY l.run_id FOR UPDATE OF l),"
+    "  AND l.run_id <> ALL(%(besides)s) ORDER BY l.begun DESC, l.run_id LIMIT %(most)s FOR UPDATE OF l),"
     " taken AS (UPDATE run_leases l SET expires_at = clock_timestamp() + make_interval(secs => %(seconds)s),"
     "  begun = true FROM handed, quick WHERE l.run_id = handed.run_id"
     "  RETURNING l.run_id, l.attempt, l.stop_asked, handed.begun,"
@@ -107,15 +111,18 @@ def hand_over(cursor: Cursor[DictRow], lease: Lease, to: Idle, seconds: float) -
 
 def offer(datastore: Datastore, offer_id: UUID, worker_id: str, free: int, seconds: float) -> None:
     """So many runs may be handed to the worker, within so many seconds. Raises `Away` with the database."""
-    wanted = {"offer": offer_id, "worker": worker_id, "free": free, "seconds": seconds}
+    wanted = {"offer": offer_id, "worker": worker_id, "free": free, "seconds": seconds, "patience": _PATIENCE}
     with datastore.reading() as cursor:
         cursor.execute(_OFFER, wanted, prepare=True)
 
 
 def withdraw(datastore: Datastore, offer_id: UUID) -> None:
-    """Nothing more is handed over once this returns. Raises `Away` with the database."""
+    """Nothing more is handed over once this returns.
+
+    Raises `Away` with the database, and when a transaction that has found the offer does not end.
+    """
     with datastore.reading() as cursor:
-        cursor.execute(_WITHDRAW, (offer_id,), prepare=True)
+        cursor.execute(_WITHDRAW, {"offer": offer_id, "patience": _PATIENCE}, prepare=True)
 
 
 def take_up(
@@ -124,10 +131,11 @@ def take_up(
     worker_id: str,
     seconds: float,
     *,
+    most: int = 1000,
     besides: Collection[str] = (),
     begun: bool = False,
 ) -> Sequence[Handed]:
-    """The runs that were handed over and wait to be begun, held for `seconds` from now on.
+    """At most so many runs that were handed over and wait to be begun, held for `seconds` from now on.
 
     With `begun` also those that were taken up, `besides` these. Raises `Away` with the database.
     """
@@ -136,6 +144,7 @@ def take_up(
         "worker": worker_id,
         "seconds": seconds,
         "least": _LEAST_S,
+        "most": most,
         "besides": list(besides),
         "begun": begun,
     }

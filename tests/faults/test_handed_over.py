@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -15,9 +16,11 @@ from adapters.attempt import Attempt
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.offers import OFFER_LOCK
 from adapters.runs_in_hand import Timing, Worker
+from application.command import Command
 from application.ports import Away
 from domain.run_events import RunClaimed, RunRequeued
 from tests.application.world import World, until
+from tests.faults import racers
 from tests.faults.journal import Journal, one_at_a_time
 from tests.faults.workers import (
     QUICK,
@@ -53,6 +56,11 @@ def on_the_line(world: World) -> int:
         " WHERE free > 0",
         OFFER_LOCK,
     )
+
+
+def requeued(world: World) -> list[bool]:
+    """Whether each attempt that went back to the queue counts."""
+    return [e.spent for e in world.events() if isinstance(e, RunRequeued)]
 
 
 def claims(world: World, run_id: str) -> list[str]:
@@ -186,7 +194,7 @@ class TestUntilTheLeaseIsRenewedForGood:
 
     def taken_up(self, world: World, worker: Worker) -> Attempt:
         more(world, 1, tenths=0)
-        [order] = worker.take_up()
+        [order] = worker.take_up(9)
         return worker._held[order.run_id, order.attempt]
 
     def test_it_is_the_workers_for_less_than_it_was_handed_over_for(self, world, worker):
@@ -235,7 +243,8 @@ class TestUntilTheLeaseIsRenewedForGood:
                 until(lambda: engine.journal.entries("stopped"), seconds=10)
                 [begun], [stopped] = engine.journal.entries("begin"), engine.journal.entries("stopped")
                 assert 4 < stopped.at - begun.at < 10
-            until(lambda: engine.journal.in_hand("w1") == set())
+            # The database has not crashed, and has it as begun: nobody waits for the end of that.
+            until(lambda: requeued(world) == [False])
 
 
 def flushed(world: World) -> int:
@@ -250,6 +259,65 @@ def cancel(world: World) -> None:
     """End the statements that wait for a lock, as the time limit would."""
     with psycopg.connect(world.dsn, autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+
+
+class TestBusy:
+    def test_who_waits_for_a_customers_lock_is_handed_nothing(self, world, workers, tmp_path):
+        """Its claim waits for somebody else's transaction, and it would not hear of what it is handed."""
+        world.onboard("slow", "SCALE")
+        workers.start("w1", QUICK)
+        workers.start("w2", QUICK)
+        until(lambda: on_the_line(world) == 2, seconds=60)
+        with psycopg.connect(world.dsn) as blocker:
+            blocker.execute("SELECT 1 FROM customer_subscriptions WHERE customer_id = 'slow' FOR UPDATE")
+            asked = request_in_queue(world, "slow")
+            until(lambda: on_the_line(world) <= 1 and world.waiting_sessions())
+            runs = more(world, 4, tenths=0)
+            until(lambda: all(world.run(run_id)["state"] == "COMPLETED" for run_id in runs), seconds=5)
+        until(lambda: all_ended(world))
+        assert world.run(asked)["state"] == "COMPLETED"
+        assert requeued(world) == []
+
+    def test_it_holds_no_more_runs_than_it_has_threads(self, world, tmp_path):
+        world.onboard("crowd", "SCALE")
+        world.limits("crowd", max_pipelines_per_day=10_000, max_pipelines_per_month=10_000, max_concurrent_pipelines=50)
+        world.onboard("other", "SCALE")
+        template = {"provider": "gcp", "domain": "example", "pipeline_template": "dryrun"}
+        for _ in range(6):
+            world.pipeline("other", parameters={"days": 2}, **template)
+        engine = Recording(Journal(tmp_path / "journal"), "w1")
+        held: list[int] = []
+        with working(service(world, engine, tmp_path, worker_concurrency=3), Timing()):
+            for _ in range(6):
+                until(lambda: all_ended(world) and on_the_line(world) == 1)
+                world.wait(days=1)
+                with ThreadPoolExecutor(7) as pool:
+                    asked = [pool.submit(world.trigger), *(pool.submit(more, world, 1, 2) for _ in range(6))]
+                    [each.result() for each in asked]
+                while not all_ended(world):
+                    held.append(world.scalar("SELECT count(*) FROM run_leases WHERE begun"))
+        assert max(held) == 3
+        nothing_in_hand(world)
+
+    def test_an_offer_whose_answer_was_lost_is_withdrawn_in_the_end(self, world, tmp_path):
+        datastore = LosesAnAnswer(world.dsn, size=4)
+        parts = replace(service(world, Recording(Journal(tmp_path / "j"), "w1"), tmp_path), datastore=datastore)
+        with working(parts, Timing()):
+            until(lambda: on_the_line(world) == 1)
+            world.execute("DELETE FROM idle_workers")
+            datastore.lose = True
+            with psycopg.connect(world.dsn, autocommit=True) as anybody:
+                anybody.execute("SELECT pg_notify('convergence_queue', '')")
+            until(lambda: not datastore.lose)
+        assert world.scalar("SELECT count(*) FROM idle_workers") == 0
+
+
+def request_in_queue(world: World, customer_id: str) -> str:
+    """A run that waits, although somebody is idle: its customer is held by somebody else."""
+    run_id = str(uuid4())
+    order = replace(racers.order(world, customer_id), parameters={"days": 0})
+    world.platform.transact(Command(**world.stamp()), lambda tx: tx.run(UUID(run_id), customer_id).append([order]))
+    return run_id
 
 
 class LosesAnAnswer(Datastore):
@@ -282,13 +350,13 @@ def test_what_was_taken_up_without_an_answer_goes_back_and_costs_no_attempt(worl
         world.execute("UPDATE run_leases SET handed_to = NULL WHERE run_id = %s", kept)
         datastore.lose = True
         with pytest.raises(Away):
-            worker.take_up()
+            worker.take_up(9)
         assert worker.holding == 0
         world.execute("UPDATE run_leases SET handed_to = %s WHERE run_id = %s", worker.offer_id, kept)
-        assert [order.run_id for order in worker.take_up()] == [kept]
+        assert [order.run_id for order in worker.take_up(9)] == [kept]
         until(lambda: world.run(lost)["state"] == "PENDING")
         worker.withdraw()
-        assert worker.take_up() == [], "what is in hand is not taken up again"
+        assert worker.take_up(9) == [], "what is in hand is not taken up again"
         [order] = worker.claim(1)
         assert (order.run_id, order.attempt, order.last_attempt) == (lost, 2, False)
         for run in (kept, lost):
