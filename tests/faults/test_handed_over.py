@@ -12,13 +12,14 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from adapters.attempt import Attempt
+from adapters.attempt import Attempt, Stop
 from adapters.postgres.event_log import Datastore
 from adapters.postgres.offers import OFFER_LOCK
 from adapters.runs_in_hand import Timing, Worker
 from application.command import Command
 from application.ports import Away
 from domain.run_events import RunClaimed, RunRequeued
+from tests.application.test_handing_over import idler
 from tests.application.world import World, until
 from tests.faults import racers
 from tests.faults.journal import Journal, one_at_a_time
@@ -230,6 +231,14 @@ class TestUntilTheLeaseIsRenewedForGood:
         until(lambda: worker.must_renew, seconds=2)
         assert worker.renew()
 
+    def test_what_is_held_no_more_is_not_renewed_again_and_again(self, world, worker):
+        attempt = self.taken_up(world, worker)
+        until(lambda: worker.must_renew, seconds=2)
+        world.execute("DELETE FROM run_leases")
+        assert worker.renew()
+        assert attempt.reason is Stop.LOST
+        assert not worker.must_renew
+
     def test_the_heartbeat_sees_to_it(self, world, tmp_path):
         """And where it cannot, the run ends before it can be another's."""
         world.onboard("crowd", "SCALE")
@@ -259,6 +268,22 @@ def cancel(world: World) -> None:
     """End the statements that wait for a lock, as the time limit would."""
     with psycopg.connect(world.dsn, autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+
+
+def test_what_was_handed_over_without_a_word_is_found_by_polling(world, tmp_path):
+    """The notification was lost with its connection: here it went to another offer of the same name."""
+    world.onboard("crowd", "SCALE")
+    engine = Recording(Journal(tmp_path / "journal"), "w1")
+    with working(service(world, engine, tmp_path, poll_interval_seconds=1), Timing()):
+        until(lambda: on_the_line(world) == 1)
+        offer_id = world.scalar("SELECT offer_id FROM idle_workers")
+        with idler(world, "w1", free=99) as silent:
+            [run_id] = more(world, 1, tenths=0)
+            assert world.leased(run_id)["handed_to"] == silent.offer_id
+            world.execute("UPDATE run_leases SET handed_to = %s", offer_id)
+        until(lambda: world.run(run_id)["state"] == "COMPLETED", seconds=5)
+    assert claims(world, run_id) == ["w1"]
+    assert requeued(world) == []
 
 
 class TestBusy:

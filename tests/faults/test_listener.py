@@ -10,7 +10,7 @@ import pytest
 
 from adapters.postgres import channels
 from adapters.postgres.listener import Listener
-from tests.application.world import World
+from tests.application.world import World, until
 
 
 class Heard:
@@ -162,3 +162,18 @@ def test_what_was_announced_before_a_word_of_the_server_has_been_handed_over(acm
         pass
     assert word[1] is right
     listener.stop()
+
+
+def test_its_sign_is_taken_as_soon_as_whoever_had_it_is_gone(acme):
+    """Its own connection from before, mostly, which the server takes for alive for a while."""
+    taken = "SELECT count(*) FROM pg_locks WHERE classid = 4711 AND granted"
+    connected = Event()
+    listener = Listener(acme.dsn, {channels.HANDED: lambda _: connected.set()}, ask_s=60, sign=(4711, "me"))
+    with psycopg.connect(acme.dsn, autocommit=True) as before:
+        before.execute("SELECT pg_advisory_lock(4711, hashtext('me'))")
+        listener.start()
+        assert connected.wait(10)
+        time.sleep(0.3)  # by then it has tried, and found it taken
+    until(lambda: acme.scalar(taken) == 1, seconds=5)
+    listener.stop()
+    until(lambda: acme.scalar(taken) == 0, seconds=5)
