@@ -171,7 +171,8 @@ def lead_key(projection: str) -> tuple[int, int]:
 def leading(dsn: str, projection: str, *, wait_s: float = 0) -> Iterator[Lead]:
     """The lead of a projection, if nobody has it, or gives it up within `wait_s`.
 
-    It ends with the block, or with the connection. Who leads looks now and then whether the lead is `wanted`.
+    It ends with the connection, which the server notices a moment after the block. Who leads looks now and then whether
+    the lead is `wanted`.
     """
     key = lead_key(projection)
     arguments = connection_arguments(dsn, name=f"lead {projection}")

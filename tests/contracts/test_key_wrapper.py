@@ -239,7 +239,7 @@ class TestCloudKms:
             started = time.monotonic()
             with pytest.raises(Away, match=sentence) as away:
                 call()
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 5
             assert status.name in str(away.value)
             assert_silent(away.value)
 
@@ -262,7 +262,7 @@ class TestCloudKms:
             started = time.monotonic()
             with pytest.raises(Away, match="DEADLINE_EXCEEDED"):
                 call()
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 5
 
     @pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
     def test_a_passing_fault_is_not_seen(self, cloud, server, status):

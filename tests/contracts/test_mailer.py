@@ -374,8 +374,8 @@ class TestSmtp:
             port = taken.getsockname()[1]
         started = time.monotonic()
         with pytest.raises(Away, match=f"smtp://127.0.0.1:{port} did not take the mail"):
-            SmtpMailer(f"smtp://127.0.0.1:{port}", sender=SENDER, timeout_s=2).send(MAIL)
-        assert time.monotonic() - started < 3
+            SmtpMailer(f"smtp://127.0.0.1:{port}", sender=SENDER, timeout_s=20).send(MAIL)
+        assert time.monotonic() - started < 10
 
     def test_silence_is_away_within_the_timeout(self):
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -383,7 +383,7 @@ class TestSmtp:
             started = time.monotonic()
             with pytest.raises(Away):
                 mailer.send(MAIL)
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 5
 
     def test_threads_share_one(self, postbox, serve):
         mailer = SmtpMailer(f"smtp://127.0.0.1:{serve()}", sender=SENDER)

@@ -80,7 +80,7 @@ def test_a_run_that_takes_longer(acme):
 def test_an_answer_that_does_not_wait(acme):
     before = time.monotonic()
     answer = acme.run(prefer="respond-async")
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 5
     assert answer.status_code == 202
     assert answer.headers["Preference-Applied"] == "respond-async"
 
@@ -89,14 +89,14 @@ def test_waiting_holds_no_thread(api, acme, admin):
     """More requests wait than there are threads, and another one is answered meanwhile."""
     limit(admin, acme, max_pipelines_per_day=100)
     with ThreadPoolExecutor(60) as pool:
-        waiting = [pool.submit(acme.run, prefer="wait=3") for _ in range(60)]
+        waiting = [pool.submit(acme.run, prefer="wait=8") for _ in range(60)]
         time.sleep(0)
         before = time.monotonic()
         while admin.get("/api/v1/scheduler/status").json()["pending"] < 60 and time.monotonic() < before + 30:
             pass
         before = time.monotonic()
         assert acme.get(acme.url).status_code == 200
-        assert time.monotonic() - before < 2
+        assert time.monotonic() - before < 5
         assert {future.result().status_code for future in waiting} == {202}
 
 
