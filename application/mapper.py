@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
-from typing import Any, Final, cast, get_args, get_type_hints
+from typing import Any, Final, Generic, TypeVar, cast, get_args, get_type_hints
 from uuid import UUID
 
 import msgspec
@@ -48,13 +48,16 @@ class Recorded(msgspec.Struct, frozen=True):
         return self.envelope.version
 
 
-class _Stored(msgspec.Struct, omit_defaults=True):
+_Data = TypeVar("_Data")
+
+
+class _Stored(msgspec.Struct, Generic[_Data], omit_defaults=True):
     at: datetime
     customer_id: str
     actor: str
     command_id: str
     correlation_id: str
-    data: msgspec.Raw
+    data: _Data
     request_id: str | None = None
     causation_id: str | None = None
 
@@ -68,7 +71,7 @@ _TOPIC_OF: Final[Mapping[type[Event], str]] = {event_type: topic for topic, even
 _PERSONAL: Final = {event_type: names for event_type in TOPICS.values() if (names := _personal_fields(event_type))}
 _DATA: Final = {topic: msgspec.json.Decoder(event_type) for topic, event_type in TOPICS.items()}
 _PLACE: Final = re.compile(r" - at `(\$[^`]*)`$")
-_STORED: Final = msgspec.json.Decoder(_Stored)
+_STORED: Final = msgspec.json.Decoder(_Stored[msgspec.Raw])
 _JSON: Final = msgspec.json.Encoder()
 
 
@@ -102,7 +105,7 @@ class EventMapper(Mapper[UUID]):
             correlation_id=by.correlation_id,
             request_id=by.request_id,
             causation_id=by.causation_id,
-            data=msgspec.Raw(_JSON.encode(event)),
+            data=event,
         )
         return StoredEvent(
             originator_id=envelope.stream_id,
@@ -163,7 +166,7 @@ def _rewritten(event: Event, at: Envelope, names: tuple[str, ...], rewrite: Call
     return replace(event, **changed)
 
 
-def _envelope(stored_event: StoredEvent, stored: _Stored, topic: str) -> Envelope:
+def _envelope(stored_event: StoredEvent, stored: _Stored[msgspec.Raw], topic: str) -> Envelope:
     return Envelope(
         stream_id=cast("UUID", stored_event.originator_id),
         version=stored_event.originator_version,
@@ -207,7 +210,7 @@ def check(stored_event: StoredEvent) -> None:
     _decoded(stored_event)
 
 
-def _decoded(stored_event: StoredEvent) -> tuple[_Stored, Sequence[tuple[str, Event]]]:
+def _decoded(stored_event: StoredEvent) -> tuple[_Stored[msgspec.Raw], Sequence[tuple[str, Event]]]:
     topic = stored_event.topic
     try:
         stored = _STORED.decode(stored_event.state)

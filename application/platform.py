@@ -84,6 +84,7 @@ class Transaction:
         self._damage = damage
         self._of_many = of_many
         self._streams: dict[UUID, Stream[Any, Any]] = {}
+        self._new_runs = False
 
     def customer(self, customer_id: str) -> Stream[Customer, CustomerEvent]:
         return self.customers([customer_id])[customer_id]
@@ -116,6 +117,7 @@ class Transaction:
         """Runs that nobody has made, without a look: where somebody has, the transaction ends with `Superseded`."""
         streams = [Stream(RUN, run_id, customer_id) for run_id, customer_id in runs]
         self._streams.update((stream.stream_id, stream) for stream in streams)
+        self._new_runs = True
         return streams
 
     def load(
@@ -232,7 +234,7 @@ class Transaction:
                 state = msgspec.json.encode(stream.state)
                 snapshots.append(Snapshot(stream.stream_id, stream.version, stream.kind.shape, state))
         if recorded:
-            self.session.append(recorded, stored, snapshots)
+            self.session.append(recorded, stored, snapshots, new_runs=self._new_runs)
 
 
 _RETRYING: Final = Retrying(

@@ -131,11 +131,17 @@ class Session(Protocol):
         """These streams, one after the other, each in order: its snapshot, and the events after that."""
 
     def append(
-        self, recorded: Sequence[Recorded], stored: Sequence[StoredEvent], snapshots: Sequence[Snapshot]
+        self,
+        recorded: Sequence[Recorded],
+        stored: Sequence[StoredEvent],
+        snapshots: Sequence[Snapshot],
+        *,
+        new_runs: bool = False,
     ) -> None:
         """Append events, with the rows that follow from them. Nothing is asked after that.
 
-        When a version is taken, the transaction ends with `Superseded`.
+        When a version is taken, the transaction ends with `Superseded`. Of runs that begin here no row is expected
+        either when they are `new_runs`, and one that is there all the same has the same end.
         """
 
     def lock_runs(self, run_ids: Sequence[str]) -> None:

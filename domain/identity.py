@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, date, datetime
 from functools import lru_cache
+from hashlib import sha1
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -54,7 +55,14 @@ def billing_stream(stripe_id: str, *, live: bool) -> UUID:
 
 def scheduled_run_id(config_id: str, slot: datetime) -> UUID:
     """The run of one slot of one pipeline, whatever its schedule's revision and however many schedulers there are."""
-    return uuid5(_RUN, f"{config_id}@{slot.astimezone(UTC).isoformat(timespec='seconds')}")
+    # As `uuid5(_RUN, name)`, at half the price: at a full hour there are a hundred thousand.
+    name = f"{config_id}@{_to_the_second(slot.astimezone(UTC))}"
+    return UUID(bytes=sha1(_RUN.bytes + name.encode(), usedforsecurity=False).digest()[:16], version=5)
+
+
+@lru_cache(maxsize=4096)
+def _to_the_second(instant: datetime) -> str:
+    return instant.isoformat(timespec="seconds")
 
 
 def backfill_run_id(customer: str, backfill_id: str, day: date) -> UUID:

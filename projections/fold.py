@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
+import msgspec
+
 from projections.rows import Change, Forget, Put, Scope, Table
 
 _POSITION = attrgetter("position")
 
 
-@dataclass(slots=True)
-class Folded:
+class Folded(msgspec.Struct):
     """What several changes come to for one row.
 
     `whole` says that a `Put` was among them: `values` then holds every column, and the row is made if it is missing.

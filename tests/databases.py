@@ -20,3 +20,11 @@ def drop(server_dsn: str, name: str) -> None:
     )
     with psycopg.connect(server_dsn, autocommit=True) as connection:
         retrying(connection.execute, statement)
+
+
+def cut_off(connection: psycopg.Connection, name: str) -> None:
+    """End every session of a database but the server's own, such as its housekeeping's."""
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'",
+        (name,),
+    )

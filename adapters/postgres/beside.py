@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
+import msgspec
 from psycopg import Connection
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Composed, Identifier
@@ -148,6 +149,6 @@ def _kept_row(row: Folded) -> Folded:
     if row.customer_id is None:
         return row
     table = kept(row.table)
-    return replace(
+    return msgspec.structs.replace(
         row, table=table, key=(row.customer_id, *row.key), values={DATASET.name: row.customer_id, **row.values}
     )

@@ -53,7 +53,8 @@ _OPTIONS: Final = (
     f" -c tcp_user_timeout={10 * _SECONDS}"
     # Statements look a bounded number of rows up by key. A plan that reads a whole table, since it was small when the
     # statement was prepared, is never the right one for long; nor do other parameters need another plan.
-    " -c random_page_cost=1.1 -c enable_hashjoin=off -c enable_mergejoin=off -c plan_cache_mode=force_generic_plan"
+    " -c random_page_cost=1.1 -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
+    " -c plan_cache_mode=force_generic_plan"
 )
 
 
@@ -263,7 +264,7 @@ class EventRecorder(PostgresApplicationRecorder):
             SQL(
                 "INSERT INTO {} (originator_id, originator_version, topic, state, customer_id)"
                 " SELECT i, v, t, s, c FROM ROWS FROM (json_to_recordset(%s) AS (i {}, v bigint, t text, c text),"
-                " unnest(%b::bytea[])) AS e(i, v, t, c, s) RETURNING notification_id"
+                " unnest(%b::bytea[])) AS e(i, v, t, c, s)"
             )
             .format(table, Identifier(datastore.originator_id_type))
             .as_bytes(None)
@@ -276,15 +277,24 @@ class EventRecorder(PostgresApplicationRecorder):
         **_: Any,  # noqa: ANN401 - the library's signature
     ) -> None:
         self._notify_channel(curs)
-        self.append(curs, stored_events)
+        self._append(curs, self._insert + b" RETURNING notification_id", stored_events)
 
     def append(
         self, cursor: Cursor[DictRow], stored_events: Sequence[StoredEvent], customer_ids: Sequence[str] = ()
     ) -> None:
-        """Append inside the caller's transaction; `customer_ids` says whose each event is.
+        """Append inside the caller's transaction, in order and without a gap; `customer_ids` says whose each event is.
 
-        The cursor then holds the events' positions, in order and without a gap between them.
+        The newest one's position is what the connection's sequence says then.
         """
+        self._append(cursor, self._insert, stored_events, customer_ids)
+
+    def _append(
+        self,
+        cursor: Cursor[DictRow],
+        statement: bytes,
+        stored_events: Sequence[StoredEvent],
+        customer_ids: Sequence[str] = (),
+    ) -> None:
         owners = customer_ids or repeat(None)
         rows = [
             {"i": e.originator_id, "v": e.originator_version, "t": e.topic, "c": customer_id}
@@ -292,4 +302,4 @@ class EventRecorder(PostgresApplicationRecorder):
         ]
         encoded, states = json_of(rows), [e.state for e in stored_events]
         self._lock_table(cursor)
-        cursor.execute(self._insert, (encoded, states), prepare=True)
+        cursor.execute(statement, (encoded, states), prepare=True)

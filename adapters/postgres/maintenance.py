@@ -21,8 +21,8 @@ def maintenance(dsn: str, *, name: str, as_owner: bool = False) -> Iterator[Conn
     away.
     """
     arguments = connection_arguments(dsn, name=name)
-    arguments["options"] += " -c statement_timeout=0 -c enable_hashjoin=on -c enable_mergejoin=on"
-    arguments["options"] += " -c plan_cache_mode=auto -c idle_in_transaction_session_timeout=0"
+    arguments["options"] += " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c plan_cache_mode=auto"
+    arguments["options"] += " -c enable_seqscan=on -c enable_hashjoin=on -c enable_mergejoin=on"
     with (
         translated(),
         psycopg.Connection[DictRow].connect(**arguments, autocommit=True, row_factory=dict_row) as connection,

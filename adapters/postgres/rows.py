@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from psycopg import Cursor
 from psycopg.sql import SQL, Composed, Identifier
@@ -15,6 +15,7 @@ from projections.tables import EVERY
 
 _BYTES = {table.name: [c.name for c in table.columns if c.type is Type.BYTES] for table in EVERY}
 _JSON = {table.name: [c.name for c in table.columns if c.type is Type.JSON] for table in EVERY}
+_RUN: Final = ("run_id",)
 _PLACED: Final = SQL("s.position")
 # What this session has just appended under the log's lock stands without a gap before its newest position.
 _JUST_APPENDED: Final = SQL("currval('stored_events_notification_id_seq') - %s + s.position")
@@ -57,19 +58,24 @@ def _delete(table: Table, appended: bool) -> bytes:  # noqa: FBT001
     return statement.format(table=Identifier(table.name), owner=Identifier(owner), earlier=earlier).as_bytes(None)
 
 
-def writes_of(rows: Iterable[Folded], *, just_appended: int = 0) -> list[Write]:
+def writes_of(rows: Iterable[Folded], *, just_appended: int = 0, new_runs: bool = False) -> list[Write]:
     """What writes these rows into the tables of their names, in whichever schema the connection looks first.
 
-    Positions of rows that follow from the `just_appended` events of this transaction count those from 1.
+    Positions of rows that follow from the `just_appended` events of this transaction count those from 1. With
+    `new_runs` a whole row of a run that is there already is an error, and not replaced.
     """
     shapes: dict[tuple[str, bool, tuple[str, ...]], list[Folded]] = {}
     for folded in rows:
-        shapes.setdefault((folded.table.name, folded.whole, tuple(folded.values)), []).append(folded)
+        # A whole row has every column.
+        columns = () if folded.whole else tuple(folded.values)
+        shapes.setdefault((folded.table.name, folded.whole, columns), []).append(folded)
     count = [just_appended] if just_appended else []
-    return [
-        (_statement(alike[0].table, whole, columns, just_appended > 0), [*count, *map(json_of, _lines(alike, columns))])
-        for (_, whole, columns), alike in sorted(shapes.items(), key=lambda shape: (not shape[0][1], shape[0][0]))
-    ]
+    writes = []
+    for (name, whole, _), alike in sorted(shapes.items(), key=lambda shape: (not shape[0][1], shape[0][0])):
+        table, columns = alike[0].table, tuple(alike[0].values)
+        shape = _Shape(name, columns, whole, new=new_runs and table.key == _RUN, appended=just_appended > 0)
+        writes.append((_statement(table, shape), [*count, *map(json_of, _lines(alike, columns))]))
+    return writes
 
 
 def _lines(alike: Sequence[Folded], columns: tuple[str, ...]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -109,53 +115,60 @@ def _common(alike: Sequence[Folded]) -> dict[str, Any]:
     }
 
 
-_statements: Final[dict[tuple[str, bool, tuple[str, ...], bool], bytes]] = {}
+class _Shape(NamedTuple):
+    """What the statements of rows differ in: whether they are `whole`, `new` ones too, and were just `appended`."""
+
+    table: str
+    columns: tuple[str, ...]
+    whole: bool
+    new: bool
+    appended: bool
 
 
-def _statement(table: Table, whole: bool, columns: tuple[str, ...], appended: bool) -> bytes:  # noqa: FBT001
+_statements: Final[dict[_Shape, bytes]] = {}
+
+
+def _statement(table: Table, shape: _Shape) -> bytes:
     # Kept by the table's name: a table hashes over all of its columns. As bytes: the driver would put the pieces
     # together anew at every execution.
-    key = (table.name, whole, columns, appended)
-    if (known := _statements.get(key)) is None:
-        known = _composed(table, whole=whole, columns=columns, appended=appended).as_bytes(None)
-        _statements[key] = known
+    if (known := _statements.get(shape)) is None:
+        known = _statements[shape] = _composed(table, shape).as_bytes(None)
     return known
 
 
-def _composed(table: Table, *, whole: bool, columns: tuple[str, ...], appended: bool) -> Composed:
+def _composed(table: Table, shape: _Shape) -> Composed:
     types = {column.name: TYPES[column.type] for column in table.columns}
-    listed = SQL(", ").join(map(Identifier, columns))
-    record = SQL(", ").join(SQL("{} {}").format(Identifier(c), types[c]) for c in columns)
+    listed = SQL(", ").join(map(Identifier, shape.columns))
+    record = SQL(", ").join(SQL("{} {}").format(Identifier(c), types[c]) for c in shape.columns)
     # The driver's parameters stand in the order of the text, and what is common is given first.
     source = SQL("json_to_record(%s) AS a({0}), json_to_recordset(%s) AS s({0}, position bigint)").format(record)
-    place = _JUST_APPENDED if appended else _PLACED
-    others = [c for c in columns if c not in table.key]
-    if whole:
-        sets = SQL(", ").join(SQL("{0} = excluded.{0}").format(Identifier(c)) for c in [*others, "position"])
-        return SQL(
-            "INSERT INTO {table} AS t ({columns}, position) SELECT {values}, {place} FROM {source}"
-            " ON CONFLICT ({key}) DO UPDATE SET {sets} WHERE t.position < excluded.position"
-        ).format(
+    place = _JUST_APPENDED if shape.appended else _PLACED
+    others = [c for c in shape.columns if c not in table.key]
+    if shape.whole:
+        insert = SQL("INSERT INTO {table} AS t ({columns}, position) SELECT {values}, {place} FROM {source}").format(
             table=Identifier(table.name),
             columns=listed,
-            values=SQL(", ").join(map(_value, columns)),
+            values=SQL(", ").join(map(_value, shape.columns)),
             place=place,
             source=source,
-            key=_key(table),
-            sets=sets,
         )
+        # Looking for a row that is there already is a sixth of what it costs to put one.
+        return insert if shape.new else insert + _replacing(table, [*others, "position"])
     sets = SQL(", ").join(SQL("{} = {}").format(Identifier(c), _value(c)) for c in others)
     same = SQL(" AND ").join(SQL("t.{0} = s.{0}").format(Identifier(c)) for c in table.key)
     # What was just appended is later than whatever there is.
-    later = SQL("") if appended else SQL(" AND t.position < s.position")
+    later = SQL("") if shape.appended else SQL(" AND t.position < s.position")
     return SQL("UPDATE {table} AS t SET {sets}, position = {place} FROM {source} WHERE {same}{later}").format(
         table=Identifier(table.name), sets=sets, place=place, source=source, same=same, later=later
     )
 
 
+def _replacing(table: Table, columns: Sequence[str]) -> Composed:
+    sets = SQL(", ").join(SQL("{0} = excluded.{0}").format(Identifier(c)) for c in columns)
+    return SQL(" ON CONFLICT ({key}) DO UPDATE SET {sets} WHERE t.position < excluded.position").format(
+        key=SQL(", ").join(map(Identifier, table.key)), sets=sets
+    )
+
+
 def _value(column: str) -> Composed:
     return SQL("coalesce(s.{0}, a.{0})").format(Identifier(column))
-
-
-def _key(table: Table) -> Composed:
-    return SQL(", ").join(map(Identifier, table.key))

@@ -9,7 +9,7 @@ from uuid import UUID
 from eventsourcing.persistence import StoredEvent
 from psycopg.rows import DictRow
 
-from adapters.postgres import billing, channels, claims, erasures, offers, rows
+from adapters.postgres import billing, channels, claims, due, erasures, offers, rows
 from adapters.postgres.event_log import Datastore, EventRecorder, PipelinedCursor
 from adapters.postgres.json_rows import json_of
 from adapters.postgres.requests import KEPT
@@ -21,41 +21,19 @@ from projections.project import central_rows
 from projections.rows import Change
 
 # A snapshot has no topic; in the order of versions it comes before the events after it. Lists of ids and numbers are
-# sent as one text here: the driver makes arrays element by element.
+# sent as one text here: the driver makes arrays element by element. Each stream is looked up by itself, OFFSET 0 says:
+# no plan, made when the log was short, may read more of it than the events that are asked for.
 _LOAD: Final = (
-    b"WITH wanted AS (SELECT * FROM"
+    b"WITH wanted AS MATERIALIZED (SELECT w.id, s.version, s.state, s.shape, coalesce(s.version, w.after) AS after FROM"
     b" unnest(string_to_array(%s, ',')::uuid[], string_to_array(%s, ',')::integer[],"
-    b" string_to_array(%s, ',')::bigint[]) AS w(id, shape, after))"
-    b" SELECT s.stream_id AS id, s.version, NULL AS topic, s.state, s.shape FROM wanted w"
-    b" JOIN snapshots s ON s.stream_id = w.id AND s.shape = w.shape"
+    b" string_to_array(%s, ',')::bigint[]) AS w(id, shape, after) LEFT JOIN LATERAL (SELECT k.version, k.state, k.shape"
+    b"  FROM snapshots k WHERE k.stream_id = w.id AND k.shape = w.shape OFFSET 0) AS s ON true)"
+    b" SELECT id, version, NULL AS topic, state, shape FROM wanted WHERE version IS NOT NULL"
     b" UNION ALL"
-    b" SELECT e.originator_id, e.originator_version, e.topic, e.state, 0 FROM wanted w"
-    b" LEFT JOIN snapshots s ON s.stream_id = w.id AND s.shape = w.shape"
-    b" JOIN stored_events e ON e.originator_id = w.id AND e.originator_version > coalesce(s.version, w.after)"
+    b" SELECT w.id, e.version, e.topic, e.state, 0 FROM wanted w CROSS JOIN LATERAL ("
+    b"  SELECT l.originator_version AS version, l.topic, l.state FROM stored_events l"
+    b"  WHERE l.originator_id = w.id AND l.originator_version > w.after OFFSET 0) AS e"
     b" ORDER BY 1, 2"
-)
-_DUE_CUSTOMERS: Final = (
-    "SELECT customer_id, count(*) AS due FROM (SELECT customer_id FROM customer_pipeline_configs"
-    "  WHERE is_active AND deleted_at IS NULL AND next_run_time <= %s AND abs(hashtext(customer_id)::bigint) %% %s = %s"
-    "  AND config_id <> ALL(%s) ORDER BY next_run_time, customer_id LIMIT %s) AS first GROUP BY customer_id"
-)
-# The columns are those of a due pipeline, in their order.
-_DUE: Final = (
-    "SELECT c.config_id, c.customer_id, c.provider, c.domain, c.pipeline_template, c.schedule_cron, c.timezone,"
-    " c.next_run_time, c.date_offset_days, c.catch_up, c.overlap, coalesce(c.jitter_seconds, 0), c.parameters,"
-    " CASE WHEN c.overlap = 'skip' THEN (SELECT count(*) FROM pipeline_execution_queue q"
-    "  WHERE q.config_id = c.config_id AND q.deleted_at IS NULL AND q.priority IN (30, 40)) ELSE 0 END AS active_runs"
-    " FROM customer_pipeline_configs c WHERE c.customer_id = ANY(%s) AND c.is_active AND c.deleted_at IS NULL"
-    " AND c.next_run_time <= %s AND c.config_id <> ALL(%s)"
-    " ORDER BY c.next_run_time, c.customer_id, c.config_id LIMIT %s"
-)
-# The priorities of scheduled runs: what was asked for by hand, tried again or filled in overlaps with nothing.
-_OVERLAPPED: Final = (
-    "SELECT c.config_id, active.run_ids FROM customer_pipeline_configs c CROSS JOIN LATERAL ("
-    "  SELECT array_agg(q.run_id) AS run_ids FROM pipeline_execution_queue q"
-    "  WHERE q.config_id = c.config_id AND q.deleted_at IS NULL AND q.priority IN (30, 40)) AS active"
-    " WHERE c.customer_id = ANY(%s) AND c.is_active AND c.deleted_at IS NULL AND c.next_run_time <= %s"
-    " AND c.overlap = 'cancel_running' AND active.run_ids IS NOT NULL"
 )
 _CONFIGURATIONS: Final = (
     "SELECT DISTINCT ON (c.customer_id, c.provider, c.domain) c.customer_id, c.provider, c.domain,"
@@ -166,7 +144,12 @@ class PostgresSession(Session):
         ]
 
     def append(
-        self, recorded: Sequence[Recorded], stored: Sequence[StoredEvent], snapshots: Sequence[Snapshot]
+        self,
+        recorded: Sequence[Recorded],
+        stored: Sequence[StoredEvent],
+        snapshots: Sequence[Snapshot],
+        *,
+        new_runs: bool = False,
     ) -> None:
         changes = [
             Change(row, number, r.envelope.customer_id)
@@ -174,7 +157,7 @@ class PostgresSession(Session):
             for row in central_rows(r.event, r.envelope)
         ]
         forgotten, changed = fold(changes)
-        writes = rows.writes_of(changed, just_appended=len(stored))
+        writes = rows.writes_of(changed, just_appended=len(stored), new_runs=new_runs)
         if snapshots:
             states = [{"i": s.stream_id, "v": s.version, "f": s.shape, "s": s.state.decode()} for s in snapshots]
             writes.append((_KEEP_SNAPSHOTS, [json_of(states)]))
@@ -191,16 +174,15 @@ class PostgresSession(Session):
     def due_customers(
         self, now: datetime, limit: int, lane: Lane, besides: Collection[str] = frozenset()
     ) -> Mapping[str, int]:
-        wanted = (now, lane.of, lane.number, list(besides), limit)
-        return {row["customer_id"]: row["due"] for row in self._rows(_DUE_CUSTOMERS, wanted)}
+        return due.customers(self._cursor, now, limit, lane, besides)
 
     def due_pipelines(
         self, customer_ids: Sequence[str], now: datetime, limit: int, besides: Collection[str] = frozenset()
     ) -> Sequence[DuePipeline]:
-        return self._cursor.made(DuePipeline, _DUE, (list(customer_ids), now, list(besides), limit))
+        return due.pipelines(self._cursor, customer_ids, now, limit, besides)
 
     def overlapped_runs(self, customer_ids: Sequence[str], now: datetime) -> Mapping[str, Sequence[str]]:
-        return {row["config_id"]: row["run_ids"] for row in self._rows(_OVERLAPPED, (list(customer_ids), now))}
+        return due.overlapped_runs(self._cursor, customer_ids, now)
 
     def claimable_runs(self, limit: int, run_id: str | None) -> Sequence[tuple[str, str]]:
         if run_id is not None:

@@ -1,5 +1,6 @@
-"""What picking costs: pages touched, which no other load changes, as lines and customers grow."""
+"""What picking costs: pages touched, which no other load changes, as lines and customers grow; and what it locks."""
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from adapters.postgres import claims
 from adapters.postgres.claims import Picker
 from tests.application.lines import InOneLine
 from tests.application.world import World
@@ -129,6 +131,16 @@ def test_a_few_are_seen_at_a_glance(rows):
     assert (len(nothing.plans), len(few.plans)) == (1, 2)
     assert "pipeline_execution_queue" not in nothing.scanned | few.scanned
     assert max(nothing.pages, few.pages) < 100
+
+
+def test_what_was_picked_is_locked_in_its_order_and_passes_over_what_others_hold(rows):
+    """More of it than nine: places are numbers, and ten comes after two."""
+    queue(rows, 4, 5)
+    picked = [row["run_id"] for row in rows.rows("pipeline_execution_queue")]
+    random.Random(1).shuffle(picked)  # noqa: S311 - no secret
+    with rows.datastore.transaction_cursor() as other, rows.datastore.transaction_cursor() as cursor:
+        assert [run_id for run_id, _ in claims._locked(other, picked, 3)] == picked[:3]
+        assert [run_id for run_id, _ in claims._locked(cursor, picked, 12)] == picked[3:15]
 
 
 class Counting(InOneLine):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from domain.identity import scheduled_run_id
 from tests.application.world import World
 
 
@@ -56,6 +57,29 @@ class TestAnUnreadableSchedule:
         assert acme.trigger().triggered == 1
         assert acme.row("customer_pipeline_configs", config_id=config_id)["next_run_time"] is None
         assert acme.states() == {"PENDING": 1}
+
+
+class TestARowWithoutItsRun:
+    """What a restored table or a hand left: new runs are put without a look, and this one is in their way."""
+
+    @pytest.mark.parametrize("table", ["scheduled_pipeline_runs", "pipeline_execution_queue"])
+    def test_holds_up_nobody_and_is_put_right(self, world, table):
+        configs = {name: world.pipeline(name, "0 13 * * *") for name in ("acme", "other") if world.onboard(name)}
+        slot = world.row("customer_pipeline_configs", config_id=configs["acme"])["next_run_time"]
+        run_id = str(scheduled_run_id(configs["acme"], slot))
+        world.execute(
+            f"INSERT INTO {table} (run_id, customer_id, state, position) VALUES (%s, %s, %s, 0)",
+            run_id,
+            "nobody",
+            "COMPLETED",
+        )
+        world.wait(hours=1)
+        done = world.trigger()
+        assert (done.triggered, done.queued, done.skipped) == (2, 2, 0)
+        row = world.row(table, run_id=run_id)
+        assert (row["customer_id"], row["state"]) == ("acme", "PENDING")
+        assert row["position"] > 0
+        assert world.trigger().triggered == 0
 
 
 class TestManyMissedSlots:

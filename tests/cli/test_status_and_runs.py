@@ -19,6 +19,7 @@ import pytest
 from adapters.embedded.child import free_port
 from application.ports import RunReport
 from tests.application.world import World, migrated, until
+from tests.databases import cut_off
 
 CONVERGENCE = str(Path(sys.executable).with_name("convergence"))
 
@@ -175,7 +176,7 @@ def test_status_is_watched_while_the_database_goes_away(terminal, acme, database
     name = urlsplit(database_url).path[1:]
     with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
         connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        cut_off(connection, name)
         until(lambda: json.loads(watch.stdout.readline())["problems"], seconds=60)
         connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
     until(lambda: json.loads(watch.stdout.readline())["problems"] == [], seconds=60)

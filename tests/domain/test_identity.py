@@ -1,6 +1,8 @@
 """Names that decide uniqueness: what may be a customer's id, and which runs are the same run."""
 
 from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID, uuid5
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -65,6 +67,13 @@ def test_a_slot_is_an_instant_in_any_zone_and_a_pipeline():
     assert scheduled_run_id("config-1", SLOT) == scheduled_run_id("config-1", tokyo)
     assert scheduled_run_id("config-1", SLOT) != scheduled_run_id("config-2", SLOT)
     assert scheduled_run_id("config-1", SLOT) != scheduled_run_id("config-1", SLOT + timedelta(minutes=1))
+
+
+@given(st.text(), st.datetimes(timezones=st.sampled_from([UTC, ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kolkata")])))
+def test_a_slots_run_is_named_as_the_standard_says(config_id, slot):
+    namespace = uuid5(UUID("8f2d7a56-3c7f-5b0e-9a55-1c0de5f1a9e4"), "run")
+    name = f"{config_id}@{slot.astimezone(UTC).isoformat(timespec='seconds')}"
+    assert scheduled_run_id(config_id, slot) == uuid5(namespace, name)
 
 
 def test_a_request_that_names_itself_is_its_customers_alone():

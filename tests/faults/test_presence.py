@@ -16,6 +16,7 @@ from adapters.postgres import processes
 from adapters.presence import Presence
 from adapters.settings import Settings
 from tests.application.world import migrated, until
+from tests.databases import cut_off
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def away(server_dsn: str, dsn: str) -> Iterator[None]:
     allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
     with psycopg.connect(server_dsn, autocommit=True) as connection:
         connection.execute(allow.format(sql.Identifier(name), sql.SQL("false")))
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        cut_off(connection, name)
         yield
         connection.execute(allow.format(sql.Identifier(name), sql.SQL("true")))
 

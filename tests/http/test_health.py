@@ -7,6 +7,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.databases import cut_off
 from tests.http.running import Quick, database, running
 
 
@@ -27,7 +28,7 @@ def test_a_database_that_is_away(alone, postgres_server):
     acme, name = alone.onboard(), urlsplit(alone.service.dsn).path[1:]
     with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        cut_off(connection, name)
         client = alone.client()
         assert client.get("/livez").status_code == 200
         ready = client.get("/readyz")
