@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import cache, lru_cache
 from hashlib import sha256
 from math import ceil
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from domain.cron import CronExpression, read_cron
 from domain.refusals import Invalid
@@ -35,7 +35,8 @@ def parse(cron: str, timezone: str) -> Schedule:
     the IANA database does not know.
     """
     expression = read_cron(cron)
-    _zone(timezone)
+    if timezone not in _zone_names():
+        raise _unknown(timezone)
     return Schedule(cron=expression.text, timezone=timezone)
 
 
@@ -116,10 +117,16 @@ def _zone_names() -> frozenset[str]:
 
 @cache
 def _zone(name: str) -> ZoneInfo:
-    # Kept for good: there are some 600, and ZoneInfo itself holds on to the last eight only.
-    if name not in _zone_names():
-        raise Invalid(f"Time zone {name[:60]!r} is unknown: use a name of the IANA database such as Europe/Berlin.")
-    return ZoneInfo(name)
+    # Kept for good: there are some 600, and ZoneInfo itself holds on to the last eight only. Listing them takes longer
+    # than to decide on hundreds of runs, and what is stored was looked up in the list.
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise _unknown(name) from error
+
+
+def _unknown(zone: str) -> Invalid:
+    return Invalid(f"Time zone {zone[:60]!r} is unknown: use a name of the IANA database such as Europe/Berlin.")
 
 
 def _wall(instant: datetime, zone: ZoneInfo) -> datetime:

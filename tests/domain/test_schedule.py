@@ -112,13 +112,32 @@ def test_slots_through_a_change_of_clocks(cron, zone, after, until, expected):
     assert slots(cron, zone, after, until) == expected
 
 
-@pytest.mark.parametrize(
-    "zone",
-    ["", "Mars/Olympus", "europe/berlin", "EST5EDT,M3.2.0,M11.1.0", "../../etc/passwd", "UTC\n", "+02:00", "x" * 999],
-)
+REFUSED_ZONES = [
+    "",
+    "Mars/Olympus",
+    "EST5EDT,M3.2.0,M11.1.0",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "America",
+    "UTC\n",
+    "UTC\0",
+    "+02:00",
+    "x" * 999,
+]
+
+
+# A file system that does not tell capitals apart would find the last two.
+@pytest.mark.parametrize("zone", [*REFUSED_ZONES, "europe/berlin", "uTC"])
 def test_refused_zones(zone):
     with pytest.raises(Invalid, match="unknown: use a name of the IANA database") as refusal:
         parse("0 2 * * *", zone)
+    assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize("zone", REFUSED_ZONES)
+def test_a_zone_that_was_stored_and_is_not_known_here_is_refused_alike(zone):
+    with pytest.raises(Invalid, match="unknown: use a name of the IANA database") as refusal:
+        next_slot(Schedule("0 2 * * *", zone), datetime(2026, 1, 1, tzinfo=UTC))
     assert len(str(refusal.value)) < 200
 
 
