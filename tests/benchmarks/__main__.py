@@ -271,7 +271,7 @@ def measured(server: str, arguments: argparse.Namespace) -> list[Figures]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3000, help="worked off in each measurement of runs through")
-    parser.add_argument("--samples", type=int, default=150, help="of idle latency, in each round")
+    parser.add_argument("--samples", type=int, default=500, help="of idle latency, in each round")
     parser.add_argument("--events", type=int, default=100_000, help="in the log of each measurement of a rebuild")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=[*ROUNDS, *ONCE, *LONG], help="this part, and others named")
